@@ -1,0 +1,1 @@
+"""Verified benchmarks of convolution and pooling."""

@@ -1,0 +1,1 @@
+"""The backends: one module each, loaded when a call first needs it."""

@@ -1,0 +1,1 @@
+"""Kernels, by the language they are written in."""
