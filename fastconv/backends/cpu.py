@@ -1,8 +1,0 @@
-from fastconv.backends.reference import ReferenceBackend
-
-
-class C(ReferenceBackend):
-    name = "cpu"
-
-
-backend = C()

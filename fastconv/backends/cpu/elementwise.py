@@ -1,0 +1,2 @@
+from fastconv.backends.reference import backend
+plan = backend.plan
