@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache, wraps
 from typing import Any, TypeVar
 
@@ -27,6 +27,7 @@ Pads = tuple[tuple[int, int], ...]
 
 LAYOUTS = ("NCHW", "NHWC")
 WEIGHT_LAYOUTS = ("OIHW", "OHWI", "HWIO")
+OWN_WEIGHTS = {"NCHW": "OIHW", "NHWC": "HWIO"}  # the weight layout that goes with a layout
 ACTIVATIONS = ("relu", "relu6", "leaky_relu", "sigmoid", "tanh", "gelu", "silu")
 ROUNDINGS = ("floor", "ceil", "exact")
 PRECISIONS = ("ieee", "tf32", "bf16")
@@ -333,7 +334,7 @@ class ConvProblem:
 
     def __str__(self) -> str:
         window = self.window
-        default = ConvProblem(self.N, self.C, self.K, self.size, window)
+        default = ConvProblem(self.N, self.C, self.K, self.size, window, weight_layout=OWN_WEIGHTS[self.layout])
         head = f"conv{self.ndim}d n={self.N} c={self.C} size={_join(self.size)} k={self.K} ksize={_join(window.ksize)}"
         words = _window_words(window, (1,) * self.ndim)
         words += [
@@ -355,18 +356,19 @@ class ConvProblem:
         ndim, words = _parse(text, "conv", required=("n", "c", "size", "k", "ksize"))
         size = _ints(words, "size", ndim)
         layout = words.get("layout", "NCHW")
-        groups = int(words.get("groups", 1))
-        N, C, K, ksize = int(words["n"]), int(words["c"]), int(words["k"]), _ints(words, "ksize", ndim)
-        batched = words.get("batched", "True") == "True"
-        bias = tuple(map(int, words["bias"].split("x"))) if "bias" in words else None
-        wl = words.get("weight_layout", "OIHW" if layout == "NCHW" else "HWIO")
+        groups = _number(words, "groups", 1)
+        N, C, K, ksize = (*(_number(words, name) for name in ("n", "c", "k")), _ints(words, "ksize", ndim))
+        batched = _flag(words, "batched")
+        bias = tuple(_number({"bias": item}, "bias") for item in words["bias"].split("x")) if "bias" in words else None
+        transposed = bias is not None and bias[0] == C != K  # the bias of a transposed convolution
+        wl = one_of("weight_layout", words.get("weight_layout", OWN_WEIGHTS.get(layout)), (None, *WEIGHT_LAYOUTS))
         channels = (C,) if layout == "NCHW" else ()
         x_shape = ((N,) if batched else ()) + channels + size + ((C,) if layout == "NHWC" else ())
         return conv_problem(
-            ndim, x_shape, weight_shape(wl, K, C // max(groups, 1), ksize), bias,
+            ndim, x_shape, weight_shape(wl or "OIHW", K, C // max(groups, 1), ksize), bias,
             _ints(words, "stride", ndim, 1), _pads(words, ndim), _ints(words, "dilation", ndim, 1), groups,
-            words.get("dtype", "float32"), layout, wl, words.get("activation"),
-            words.get("rounding", "floor"), words.get("precision"),
+            _dtype(words), layout, wl, words.get("activation"), words.get("rounding", "floor"), words.get("precision"),
+            transposed,
         )  # fmt: skip
 
 
@@ -389,7 +391,8 @@ def user_shape(problem: ConvProblem | PoolProblem, role: str) -> Ints:
 @memoised
 def conv_problem(
     ndim: int, x_shape: Ints, w_shape: Ints, bias: Ints | None, stride: Any, padding: Any, dilation: Any, groups: Any,
-    dtype: str, layout: Any, weight_layout: Any, activation: Any, rounding: Any, precision: Any, transposed: bool = False,
+    dtype: str, layout: Any, weight_layout: Any, activation: Any, rounding: Any, precision: Any,
+    transposed: bool = False,
 ) -> ConvProblem:  # fmt: skip
     """Validate a forward convolution of shapes as users write them. Memoised.
 
@@ -431,7 +434,7 @@ def _check_words(layout: Any, weight_layout: Any, activation: Any, precision: An
     one_of("weight_layout", weight_layout, (None, *WEIGHT_LAYOUTS))
     one_of("activation", activation, (None, *ACTIVATIONS))
     one_of("precision", precision, (None, *PRECISIONS))
-    return weight_layout or ("OIHW" if layout == "NCHW" else "HWIO")
+    return weight_layout or OWN_WEIGHTS[layout]
 
 
 def split_shape(name: str, shape: Ints, ndim: int, layout: str) -> tuple[bool, int, int, Ints]:
@@ -603,18 +606,17 @@ class PoolProblem:
         """The problem that a line such as ``pool2d n=1 c=64 size=112 ksize=3 stride=2 pad=1`` names."""
         ndim, words = _parse(text, "pool", required=("n", "c", "size"))
         layout = words.get("layout", "NCHW")
-        size, C = _ints(words, "size", ndim), int(words["c"])
-        batch = (int(words["n"]),) if words.get("batched", "True") == "True" else ()
+        size, C = _ints(words, "size", ndim), _number(words, "c")
+        batch = (_number(words, "n"),) if _flag(words, "batched") else ()
         x_shape = batch + ((C, *size) if layout == "NCHW" else (*size, C))
-        dtype = words.get("dtype", "float32")
+        dtype, p = _dtype(words), _number(words, "p", 2.0, float)
         if "bins" in words:
-            return adaptive_problem(ndim, x_shape, _ints(words, "bins", ndim), dtype, layout)
+            return replace(adaptive_problem(ndim, x_shape, _ints(words, "bins", ndim), dtype, layout), p=as_power(p))
         ksize = _ints(words, "ksize", ndim)
         return pool_problem(
             ndim, x_shape, ksize, _ints(words, "stride", ndim, None) or ksize, _pads(words, ndim),
             _ints(words, "dilation", ndim, 1), words.get("rounding", "floor"), dtype, layout,
-            words.get("count_include_pad", "True") == "True",
-            int(words["divisor"]) if "divisor" in words else None, float(words.get("p", 2.0)),
+            _flag(words, "count_include_pad"), _number(words, "divisor") if "divisor" in words else None, p,
         )  # fmt: skip
 
 
@@ -840,6 +842,23 @@ def _ints(words: dict[str, str], name: str, ndim: int, default: int | None = Non
     if name not in words:
         return None if default is None else (default,) * ndim
     return _per_axis(words[name], name, ndim, int)
+
+
+def _number(words: dict[str, str], name: str, default: Any = None, convert: Callable[[str], Any] = int) -> Any:
+    if name not in words:
+        return default
+    try:
+        return convert(words[name])
+    except ValueError:
+        raise ShapeError(f"{name}={words[name]} is no number") from None
+
+
+def _flag(words: dict[str, str], name: str) -> bool:
+    return bool(one_of(name, words.get(name, "True"), ("True", "False")) == "True")
+
+
+def _dtype(words: dict[str, str]) -> str:
+    return str(one_of("dtype", words.get("dtype", "float32"), tuple(ITEMSIZE)))
 
 
 def _pads(words: dict[str, str], ndim: int) -> Pads:

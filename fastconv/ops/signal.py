@@ -191,7 +191,7 @@ def by_row_blocks(problem: SignalProblem, operands: arrays.Operands, fill: Any, 
     """Extend in1 by its boundary a block of rows at a time, and correlate each block where it is valid."""
     in1, in2 = operands.arrays
     target = dispatch.target_of(problem, "out", operands, out)
-    (rows, cols), (m, _) = problem.out, problem.shape2
+    rows, cols = problem.out
     left = outside(problem, 1, 0, cols)
     block = max(1, BLOCK_BYTES // (left.size * in1.itemsize))
     for j in range(0, rows, block):
