@@ -258,7 +258,7 @@ def check_out(out: Any, shape: Ints, dtype: np.dtype, inputs: Sequence[np.ndarra
         raise DTypeError(f"out must have the dtype {dtype.name}: got {out.dtype}")
     if not out.flags.writeable:
         raise ShapeError("out is read-only: pass a writable array")
-    if any(stride == 0 and n > 1 for stride, n in zip(out.strides, out.shape, strict=True)):
+    if out.size and any(stride == 0 and n > 1 for stride, n in zip(out.strides, out.shape, strict=True)):
         raise ShapeError(f"out{list(out.shape)} repeats its elements (stride 0): pass an array of its own memory")
     for array in inputs:
         if array is not None and np.may_share_memory(out, array) and _share(out, array):

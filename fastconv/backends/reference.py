@@ -10,6 +10,7 @@ Floats compute in float64, integers in int64 (unsigned 64-bit in uint64), comple
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -28,6 +29,11 @@ def wide(array: Array) -> Array:
     if kind in "iub":
         return array.astype(np.uint64 if array.dtype == np.uint64 else np.int64)
     return array.astype(np.complex128 if kind == "c" else np.float64)
+
+
+def flat(array: Array, axis: int) -> Array:
+    """The axes from `axis` on as one; also of an array without elements, where -1 could be any number."""
+    return array.reshape(*array.shape[:axis], math.prod(array.shape[axis:]))
 
 
 # ---------------------------------------------------------------- convolution
@@ -86,11 +92,10 @@ def conv_wgrad(problem: ConvProblem, dw: Array, dy: Array, x: Array) -> None:
     G = problem.groups
     xpad = grouped(padded(wide(x), problem), G, 1)
     grad = grouped(wide(dy), G, 1)
-    grad = grad.reshape(*grad.shape[:3], -1)
+    grad = flat(grad, 3)
     for tap, cells in taps_of(problem):
-        met = xpad[:, :, :, *cells]
-        one = np.einsum("ngkp,ngcp->gkc", grad, met.reshape(*met.shape[:3], -1), optimize=True)
-        dw[:, :, *tap] = one.reshape(problem.K, -1)
+        one = np.einsum("ngkp,ngcp->gkc", grad, flat(xpad[:, :, :, *cells], 3), optimize=True)
+        dw[:, :, *tap] = one.reshape(dw.shape[:2])
 
 
 def bias_grad(problem: PoolProblem, db: Array, dy: Array) -> None:
@@ -108,8 +113,6 @@ def epilogue(problem: ConvProblem, total: Array, bias: Array | None) -> Array:
 
 
 def erf(x: Array) -> Array:
-    import math
-
     return np.vectorize(math.erf, otypes=[np.float64])(x) if x.size else x
 
 
@@ -172,8 +175,7 @@ def windows_of(problem: PoolProblem) -> Iterator[tuple[tuple[int, ...], tuple[sl
 
 def cells_of(x: Array, window: tuple[slice, ...]) -> Array:
     """x[N, C, window] with the window's cells flat, in row-major order."""
-    met = x[:, :, *window]
-    return met.reshape(*met.shape[:2], -1)
+    return flat(x[:, :, *window], 2)
 
 
 def first_maximum(cells: Array) -> Array:
@@ -214,11 +216,11 @@ def maxpool_dgrad(problem: PoolProblem, dx: Array, dy: Array, x: Array, indices:
         indices = np.empty(problem.dims("y"), np.int64)
         maxpool_indices(problem, np.empty(problem.dims("y"), x.dtype), indices, x)
     check_indices(indices, problem, low=-1)
-    flat = np.zeros((*dx.shape[:2], int(np.prod(problem.size))), wide(dy).dtype)
+    total = np.zeros((*dx.shape[:2], int(np.prod(problem.size))), wide(dy).dtype)
     for p, _ in windows_of(problem):
-        at, grad = indices[:, :, *p, None], wide(dy)[:, :, *p, None]
-        np.put_along_axis(flat, at, np.take_along_axis(flat, at, -1) + np.where(at < 0, 0, grad), -1)
-    dx[...] = flat.reshape(dx.shape)
+        at, grad = indices[:, :, *p, None], wide(dy[:, :, *p, None])
+        np.put_along_axis(total, at, np.take_along_axis(total, at, -1) + np.where(at < 0, 0, grad), -1)
+    dx[...] = total.reshape(dx.shape)
 
 
 def check_indices(indices: Array, problem: PoolProblem, low: int) -> None:
@@ -273,7 +275,7 @@ def lppool_dgrad(problem: PoolProblem, dx: Array, dy: Array, x: Array) -> None:
     total = np.zeros(dx.shape, np.float64)
     for at, window in windows_of(problem):
         met = wide(x)[:, :, *window]
-        y = norm(met.reshape(*met.shape[:2], -1), problem.p).reshape(*met.shape[:2], *(1,) * problem.ndim)
+        y = norm(flat(met, 2), problem.p).reshape(*met.shape[:2], *(1,) * problem.ndim)
         ratio = np.abs(met) / np.where(y == 0, 1.0, y)
         slope = np.where(met == 0, 0.0, np.sign(met) * np.where(met == 0, 1.0, ratio) ** (problem.p - 1.0))
         total[:, :, *window] += wide(dy[:, :, *at]).reshape(y.shape) * slope
@@ -283,10 +285,10 @@ def lppool_dgrad(problem: PoolProblem, dx: Array, dy: Array, x: Array) -> None:
 def maxunpool_fprop(problem: PoolProblem, x: Array, y: Array, indices: Array) -> None:
     """x[n, c, indices[n, c, p]] = y[n, c, p], 0 elsewhere; of several, the last p in row-major order"""
     check_indices(indices, problem, low=0)
-    flat = np.zeros((*x.shape[:2], int(np.prod(problem.size))), x.dtype)
+    total = np.zeros((*x.shape[:2], int(np.prod(problem.size))), x.dtype)
     for p in np.ndindex(*problem.out):
-        np.put_along_axis(flat, indices[:, :, *p, None], y[:, :, *p, None], -1)
-    x[...] = flat.reshape(x.shape)
+        np.put_along_axis(total, indices[:, :, *p, None], y[:, :, *p, None], -1)
+    x[...] = total.reshape(x.shape)
 
 
 def maxunpool_dgrad(problem: PoolProblem, dy: Array, dx: Array, indices: Array) -> None:
@@ -295,11 +297,11 @@ def maxunpool_dgrad(problem: PoolProblem, dy: Array, dx: Array, indices: Array) 
     writer = np.full((*dx.shape[:2], int(np.prod(problem.size))), -1)
     for number, p in enumerate(np.ndindex(*problem.out)):
         np.put_along_axis(writer, indices[:, :, *p, None], np.full((*dx.shape[:2], 1), number), -1)
-    flat = dx.reshape(*dx.shape[:2], -1)
+    values = flat(dx, 2)
     for number, p in enumerate(np.ndindex(*problem.out)):
         at = indices[:, :, *p, None]
         won = np.take_along_axis(writer, at, -1) == number
-        dy[:, :, *p] = np.where(won, np.take_along_axis(flat, at, -1), 0)[..., 0]
+        dy[:, :, *p] = np.where(won, np.take_along_axis(values, at, -1), 0)[..., 0]
 
 
 # ---------------------------------------------------------------- signals
