@@ -1,0 +1,254 @@
+"""The run: every case on every contestant, verified, timed in turns, and verified again.
+
+No time is reported for a wrong answer. Per case, in this order:
+
+1. the reference is computed, once (`verify.Expectation`);
+2. each contestant computes the case for the first time (timed apart, with its compilation), and its
+   result is checked; one that is wrong, fails or refuses is out, with the reason;
+3. each that is left warms up until its times are stable;
+4. in rounds, with the order rotating, each runs a block of calls while the others are stopped;
+5. what the last timed call returned is checked, then the result for other values in the same memory:
+   a kernel that skips work or answers from a cache is out here, and its times are dropped.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from fastconv.benchmarks.cases import PASSES, Case, build_cases
+from fastconv.benchmarks.limits import Limits
+from fastconv.benchmarks.peers import Absent, Refused, peer_names
+from fastconv.benchmarks.process import Died, ProcessSeat
+from fastconv.benchmarks.verify import AFTER, BEFORE, Expectation
+from fastconv.testing.timing import Timing, block_calls
+
+Progress = Callable[[int, int, str], None]  # done, total, what comes next
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to run and how long."""
+
+    suites: tuple[str, ...] = ("alexnet", "vgg19", "resnet152")
+    passes: tuple[str, ...] = PASSES
+    dtype: str = "float32"
+    layout: str = "NCHW"
+    batch: int = 1
+    backends: tuple[str, ...] = ("cpu",)
+    peers: tuple[str, ...] = ()
+    threads: int | None = None
+    budget: float = 210.0  # seconds; what does not fit is skipped and said so
+    rounds: int = 5
+    block: float = 0.02  # seconds of a block
+    warm: float = 0.2  # seconds of warming up at most
+    rewarm: float = 0.003  # seconds of uncounted calls before each block
+    patience: float = 90.0  # seconds that one answer may take
+
+    def cases(self) -> list[Case]:
+        return build_cases(self.suites, self.passes, self.dtype, self.layout, self.batch)
+
+    def contestants(self) -> list[str]:
+        return [f"fastconv.{name}" for name in self.backends] + peer_names(list(self.peers))
+
+
+@dataclass
+class Outcome:
+    """How one contestant did on one case: a time if it was right, or else why there is none."""
+
+    status: str = "ok"  # ok, wrong, failed, refused, absent or skipped
+    reason: str = ""
+    note: str = ""  # its algorithm
+    first: float | None = None  # seconds of the first call
+    error: float | None = None  # the largest error as a share of what is allowed
+    timing: Timing | None = None
+
+
+@dataclass
+class Row:
+    """A case and the outcome of every contestant."""
+
+    case: Case
+    outcomes: dict[str, Outcome]
+
+
+@dataclass
+class Run:
+    """Everything that a report shows."""
+
+    settings: Settings
+    rows: list[Row]
+    limits: Limits | None
+    contestants: dict[str, str]  # name -> version and threads
+    absent: dict[str, str]  # name -> why it did not take part
+    seconds: float
+    interrupted: bool = False
+
+
+class Out(Exception):
+    """A contestant leaves a case, with its status and the reason."""
+
+    def __init__(self, status: str, reason: str):
+        super().__init__(reason)
+        self.status, self.reason = status, reason
+
+
+@dataclass
+class Table:
+    """The seats around one table, and what each may take."""
+
+    seats: dict[str, Any]
+    settings: Settings = field(default_factory=Settings)
+
+    def measure(self, case: Case) -> dict[str, Outcome]:
+        """All five steps of one case."""
+        expectation = Expectation(case)
+        outcomes = {name: Outcome() for name in self.seats}
+        estimates: dict[str, float] = {}
+        for name, seat in self.seats.items():
+            with _Leaving(outcomes[name], seat):
+                estimates[name] = self._enter(seat, case, expectation, outcomes[name])
+        blocks = self._rounds(outcomes, estimates)
+        for name, seat in self.seats.items():
+            if outcomes[name].status == "ok":
+                with _Leaving(outcomes[name], seat):
+                    self._leave(seat, expectation, outcomes[name])
+                    outcomes[name].timing = Timing.of(blocks[name])
+        return outcomes
+
+    def _enter(self, seat: Any, case: Case, expectation: Expectation, outcome: Outcome) -> float:
+        """Steps 2 and 3: the first call, checked, and the warm-up. Returns the seconds of a call."""
+        patience = self.settings.patience
+        outcome.note = seat.ask("prepare", case, timeout=patience)
+        first, result = seat.ask("first", timeout=patience)
+        _check(outcome, expectation, BEFORE, result)
+        outcome.first = first
+        estimate: float = seat.ask("warm", self.settings.warm, timeout=patience)
+        return estimate
+
+    def _rounds(self, outcomes: dict[str, Outcome], estimates: dict[str, float]) -> dict[str, list[list[float]]]:
+        """Step 4. The order rotates, so that nobody always runs after the same other one."""
+        names = [name for name in self.seats if outcomes[name].status == "ok"]
+        blocks: dict[str, list[list[float]]] = {name: [] for name in names}
+        slow = max((estimates[name] for name in names), default=0.0) > 10 * self.settings.block
+        for turn in range(min(3, self.settings.rounds) if slow else self.settings.rounds):
+            for place in range(len(names)):
+                name = names[(turn + place) % len(names)]
+                if outcomes[name].status != "ok":
+                    continue
+                count = block_calls(estimates[name], self.settings.block)
+                with _Leaving(outcomes[name], self.seats[name]):
+                    blocks[name].append(
+                        self.seats[name].ask("block", count, self.settings.rewarm, timeout=self.settings.patience)
+                    )
+        return blocks
+
+    def _leave(self, seat: Any, expectation: Expectation, outcome: Outcome) -> None:
+        """Step 5."""
+        patience = self.settings.patience
+        _check(outcome, expectation, BEFORE, seat.ask("timed_result", timeout=patience))
+        _check(outcome, expectation, AFTER, seat.ask("other_data", timeout=patience))
+
+
+class _Leaving:
+    """Around a contestant's turn: it is stopped at the end, and what it raises becomes its outcome."""
+
+    def __init__(self, outcome: Outcome, seat: Any):
+        self.outcome, self.seat = outcome, seat
+
+    def __enter__(self) -> None:
+        self.seat.resume()
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> bool:
+        self.seat.pause()
+        if error is None or not isinstance(error, Exception):
+            return False
+        status = {Refused: "refused", Absent: "absent", Out: "wrong"}.get(type(error), "failed")
+        reason = str(error) or type(error).__name__
+        self.outcome.status, self.outcome.reason = status, reason
+        self.outcome.first = self.outcome.timing = None
+        return True
+
+
+def _check(outcome: Outcome, expectation: Expectation, data: int, result: np.ndarray) -> None:
+    check = expectation.check(data, result)
+    outcome.error = max(outcome.error or 0.0, check.error)
+    if check.reason is not None:
+        raise Out("wrong", check.reason)
+
+
+# ---------------------------------------------------------------- the whole run
+
+
+def run(settings: Settings, progress: Progress = lambda done, total, what: None) -> Run:
+    """Run the suites; on Ctrl-C or when the budget is spent, what has been measured is kept."""
+    begin = time.perf_counter()
+    cases = settings.cases()
+    seats = {name: ProcessSeat(name, settings.threads) for name in settings.contestants()}
+    result = Run(settings, [], None, {}, {}, 0.0)
+    try:
+        _greet(seats, result, settings)
+        result.limits = _limits(settings)
+        _measure_all(Table(seats, settings), cases, result, begin + settings.budget, progress)
+    except KeyboardInterrupt:
+        result.interrupted = True
+    finally:
+        for seat in seats.values():
+            seat.close()
+    measured = {row.case: row for row in result.rows}
+    why = "interrupted" if result.interrupted else f"the budget of {settings.budget:.0f} s was spent"
+    skipped = {name: Outcome("skipped", why) for name in settings.contestants()}
+    result.rows = [measured.get(case, Row(case, dict(skipped))) for case in cases]
+    result.seconds = time.perf_counter() - begin
+    return result
+
+
+def _greet(seats: dict[str, Any], result: Run, settings: Settings) -> None:
+    """Who is here; those who are not keep no seat."""
+    for name in list(seats):
+        try:
+            result.contestants[name] = seats[name].ask("version", timeout=settings.patience)
+            seats[name].pause()
+        except (Absent, Died, RuntimeError) as error:
+            result.absent[name] = str(error)
+            seats.pop(name).close()
+
+
+def _limits(settings: Settings) -> Limits | None:
+    """Measured in a process of its own, which ends before the first case."""
+    seat = ProcessSeat("numpy", settings.threads)
+    try:
+        limits: Limits = seat.ask("limits", settings.dtype, timeout=settings.patience)
+        return limits
+    except (Died, RuntimeError):
+        return None
+    finally:
+        seat.close()
+
+
+def _measure_all(table: Table, cases: Sequence[Case], result: Run, end: float, progress: Progress) -> None:
+    """Each distinct problem once, the ones that weigh most in their network first."""
+    measured: dict[tuple[Any, ...], dict[str, Outcome]] = {}
+    for done, case in enumerate(by_value(cases)):
+        progress(done, len(cases), case.name)
+        key = (case.op, case.problem)
+        if key not in measured:
+            if time.perf_counter() > end or not table.seats:
+                continue
+            measured[key] = table.measure(case)
+        outcomes = measured[key] | {name: Outcome("absent", reason) for name, reason in result.absent.items()}
+        result.rows.append(Row(case, outcomes))
+    progress(len(cases), len(cases), "")
+
+
+def by_value(cases: Iterable[Case]) -> list[Case]:
+    """The cases by their share of their suite's work: a budget that ends early then loses the least."""
+    cases = list(cases)
+    totals: dict[str, int] = {}
+    for case in cases:
+        totals[case.layer.suite] = totals.get(case.layer.suite, 0) + case.layer.count * case.nbytes
+    return sorted(cases, key=lambda case: -case.layer.count * case.nbytes / totals[case.layer.suite])
