@@ -1,0 +1,31 @@
+# Each command sets up .venv as far as it needs it, once; a change of pyproject.toml does it again.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+
+.PHONY: bench test lint clean
+.NOTPARALLEL:
+
+bench: $(VENV)/bench.stamp
+	$(BIN)/fastconv bench $(ARGS)
+
+test: $(VENV)/test.stamp
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 $(ARGS)
+
+lint: $(VENV)/lint.stamp
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) build *.egg-info
+
+$(BIN)/pip:
+	$(PYTHON) -m venv --clear $(VENV)
+
+$(VENV)/%.stamp: pyproject.toml | $(BIN)/pip
+	$(PIP) install --editable '.[$*]'
+	@touch $@
+
+.PRECIOUS: $(VENV)/%.stamp
