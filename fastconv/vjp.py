@@ -239,7 +239,7 @@ def _signal_vjp(
     y = forward(in1, in2, mode, method, out=out, backend=backend)
 
     def pullback(dy: Any) -> tuple[Any, Any]:
-        grad = _take_dy(request, dy, problem.out, arrays.dtype_of(problem.dtype))
+        grad = _take_dy(request, signal.as_operand("dy", dy), problem.out, arrays.dtype_of(problem.dtype))
         full = np.zeros(problem.full, grad.dtype)
         full[tuple(slice(s, s + n) for s, n in zip(problem.start, problem.out, strict=True))] = grad
         if problem.flip:  # full[j] = sum of a[j - i] * b[i]

@@ -21,6 +21,8 @@ Array = np.ndarray
 
 #: Roundings that an activation may add, in units of the roundoff, and the largest slope it has.
 ACTIVATION_SLACK, ACTIVATION_SLOPE = 16, 1.13
+#: What a precision by request may round off both factors of a product, of its size.
+INPUT_ROUNDING = {"tf32": 2 * 2.0**-11 + 2.0**-22, "bf16": 2 * 2.0**-8 + 2.0**-16}
 EXACT_ACTIVATIONS = (None, "relu", "relu6")
 
 
@@ -95,6 +97,7 @@ def conv_bounded(backend: str, op: str, case: ConvProblem) -> None:
         compare.near(actual, expected, scale, spatial_axes(op, problem), line)
         return
     slope, slack = (1.0, 0.0) if problem.activation is None else (ACTIVATION_SLOPE, ACTIVATION_SLACK)
+    slack += slope * INPUT_ROUNDING.get(problem.precision, 0.0) / compare.ROUNDOFF["float32"]
     terms = slope * (cases.terms(problem, op) + (problem.bias is not None))
     compare.within(actual, expected, scale, terms, line, slack)
 
