@@ -449,7 +449,7 @@ def split_shape(name: str, shape: Ints, ndim: int, layout: str) -> tuple[bool, i
     N = shape[0] if batched else 1
     rest = shape[1:] if batched else shape
     C, size = (rest[0], rest[1:]) if layout == "NCHW" else (rest[-1], rest[:-1])
-    if 0 in size or C == 0:
+    if min(*size, C) < 1 or N < 0:
         raise ShapeError(f"only the batch may be empty: got {name}{list(shape)} ({layout})")
     return batched, N, C, size
 
