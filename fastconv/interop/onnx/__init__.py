@@ -14,7 +14,6 @@ Examples
 array([[[ 1., -1., -2.,  0.,  3.]]], dtype=float32)
 """
 
-from fastconv.interop.onnx.backend import Backend
-from fastconv.interop.onnx.operators import ops
+from fastconv.interop.onnx.backend import Backend, ops
 
 __all__ = ["Backend", "ops"]

@@ -13,7 +13,15 @@ from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
 from fastconv.errors import BackendError, ShapeError
-from fastconv.interop.onnx.operators import ops
+from fastconv.interop.onnx import older, operators
+
+#: For ``onnx.reference.ReferenceEvaluator(model, new_ops=fastconv.interop.onnx.ops)``.
+ops: list[type[OpRun]] = [
+    operators.Conv, operators.ConvTranspose, operators.ConvInteger, operators.QLinearConv,
+    operators.MaxPool, operators.AveragePool, operators.LpPool, operators.MaxUnpool,
+    operators.GlobalAveragePool, operators.GlobalMaxPool, operators.GlobalLpPool,
+    older.Softmax, older.BatchNormalization,
+]  # fmt: skip
 
 
 class Evaluator(ReferenceEvaluator):

@@ -307,10 +307,3 @@ def in_windows(indices: np.ndarray, size: Ints, ksize: Ints, stride: Ints, lows:
     outputs = np.indices(indices.shape)[2:]
     steps = [c - (o * s - low) for c, o, s, low in zip(cells, outputs, stride, lows, strict=True)]
     return all(bool(np.all((step >= 0) & (step < k))) for step, k in zip(steps, ksize, strict=True))
-
-
-#: For ``onnx.reference.ReferenceEvaluator(model, new_ops=fastconv.interop.onnx.ops)``.
-ops: list[type[OpRun]] = [
-    Conv, ConvTranspose, ConvInteger, QLinearConv, MaxPool, AveragePool, LpPool,
-    GlobalAveragePool, GlobalMaxPool, GlobalLpPool, MaxUnpool,
-]  # fmt: skip
