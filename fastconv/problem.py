@@ -721,7 +721,8 @@ class ActivationProblem:
 class SignalProblem:
     """An N-D correlation or convolution of in1 with in2, in SciPy's meaning.
 
-    ``flip`` is True for convolution; ``start`` is where the result begins in the full output.
+    ``flip`` is True for convolution; ``start`` is where the result begins in the full output. Of an even
+    in2, mode "same" takes the lower middle as the centre, or the upper one as SciPy's correlate2d does.
     """
 
     shape1: Ints
@@ -731,6 +732,7 @@ class SignalProblem:
     mode: str
     method: str = "auto"
     boundary: str = "fill"
+    upper: bool = False
 
     @property
     def full(self) -> Ints:
@@ -749,7 +751,7 @@ class SignalProblem:
         if self.mode == "full":
             return (0,) * len(self.shape1)
         if self.mode == "same":
-            return tuple((f - a) // 2 for f, a in zip(self.full, self.shape1, strict=True))
+            return tuple((f - a + self.upper) // 2 for f, a in zip(self.full, self.shape1, strict=True))
         return tuple(min(a, b) - 1 for a, b in zip(self.shape1, self.shape2, strict=True))
 
     @property
@@ -775,8 +777,9 @@ class SignalProblem:
 
 @memoised
 def signal_problem(
-    shape1: Ints, shape2: Ints, dtype: str, flip: bool, mode: Any, method: Any = "auto", boundary: Any = "fill"
-) -> SignalProblem:
+    shape1: Ints, shape2: Ints, dtype: str, flip: bool, mode: Any, method: Any = "auto", boundary: Any = "fill",
+    upper: bool = False,
+) -> SignalProblem:  # fmt: skip
     one_of("mode", mode, MODES)
     one_of("method", method, METHODS)
     one_of("boundary", boundary, BOUNDARIES)
@@ -788,7 +791,7 @@ def signal_problem(
     pairs = list(zip(shape1, shape2, strict=True))
     if mode == "valid" and any(a < b for a, b in pairs) and any(a > b for a, b in pairs):
         raise ShapeError(f"mode='valid' needs one input at least as large as the other along every axis: {got}")
-    problem = SignalProblem(shape1, shape2, dtype, flip, mode, method, boundary)
+    problem = SignalProblem(shape1, shape2, dtype, flip, mode, method, boundary, upper)
     check_bytes("the result", problem.out, ITEMSIZE[dtype])
     return problem
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -116,6 +117,7 @@ def correlate2d(
     in1, in2 : arrays or lists of two axes
         As `correlate`.
     mode : "full", "same" or "valid"
+        As `correlate`, but that the centre of an even in2 is its upper middle in "same", as in SciPy.
     boundary : "fill", "wrap" or "symm"
         What in1 is outside of its extent: `fillvalue`, itself again, or its mirror image.
     fillvalue : scalar
@@ -166,13 +168,13 @@ def signal2d(
     if in1.ndim != 2 or in2.ndim != 2:
         raise ShapeError(f"in1 and in2 must have 2 axes: got in1{list(in1.shape)}, in2{list(in2.shape)}")
     dtype = arrays.signal_dtype(in1.dtype, in2.dtype)
-    problem = signal_problem(in1.shape, in2.shape, dtype, flip, mode, "direct", boundary)
+    problem = signal_problem(in1.shape, in2.shape, dtype, flip, mode, "direct", boundary, not flip)
     fill = as_fill(fillvalue, arrays.dtype_of(dtype))
     if type(backend) is dispatch.Inquiry:
         return dispatch.Request("correlate", problem, operands, (in1, in2))
     operands.arrays = prepare(in1, in2, problem)
     if mode == "valid" or (boundary == "fill" and fill == 0):
-        plain = signal_problem(in1.shape, in2.shape, dtype, flip, mode, "direct")
+        plain = replace(problem, boundary="fill")
         return dispatch.run("correlate", plain, operands, out, backend)
     return by_row_blocks(problem, operands, fill, out, backend)
 
