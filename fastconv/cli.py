@@ -1,0 +1,303 @@
+"""The program `fastconv`: info, bench, selftest and explain. What a command needs is imported when it runs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+OK, MISMATCH, USAGE = 0, 1, 2
+POOLS = {"max": "maxpool", "avg": "avgpool", "lp": "lppool"}
+
+
+class UsageError(Exception):
+    """A bad argument; printed as one line, exit status 2."""
+
+
+class Parser(argparse.ArgumentParser):
+    """One line per mistake, in place of the whole usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} (see {self.prog} --help)")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the program on `argv` (default: the command line); returns the exit status.
+
+    0 is success, 1 a wrong result of the library, 2 a bad argument.
+    """
+    try:
+        arguments = build_parser().parse_args(argv)
+        status: int = arguments.command(arguments)
+        return status
+    except UsageError as error:
+        print(f"fastconv: {error}", file=sys.stderr)
+        return USAGE
+    except KeyboardInterrupt:
+        print("fastconv: interrupted", file=sys.stderr)
+        return 130
+
+
+# ---------------------------------------------------------------- arguments
+
+
+def words(text: str) -> tuple[str, ...]:
+    """A comma-separated argument."""
+    return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+def positive(kind: Callable[[str], Any]) -> Callable[[str], Any]:
+    def convert(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = 0
+        if not 0 < value < float("inf"):
+            raise argparse.ArgumentTypeError(f"must be a number above 0, got {text!r}")
+        return value
+
+    return convert
+
+
+def build_parser() -> Parser:
+    parser = Parser(
+        prog="fastconv",
+        description="Convolution, pooling and their gradients for NumPy and CuPy arrays.",
+        epilog="examples:\n  fastconv info\n  fastconv bench --suite alexnet --peers torch\n  fastconv selftest\n"
+        '  fastconv explain "conv2d n=1 c=3 size=224 k=64 ksize=7 stride=2 pad=3"',
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    from fastconv import __version__
+
+    parser.add_argument("--version", action="version", version=f"fastconv {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
+    for add in (_add_info, _add_bench, _add_selftest, _add_explain):
+        add(commands)
+    return parser
+
+
+def _command(commands: Any, name: str, run: Callable[..., int], text: str, *examples: str) -> Any:
+    parser = commands.add_parser(
+        name, help=text, description=text[0].upper() + text[1:] + ".",
+        epilog="examples:\n" + "\n".join(f"  fastconv {name} {example}".rstrip() for example in examples),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.set_defaults(command=run)
+    return parser
+
+
+def _add_info(commands: Any) -> None:
+    parser = _command(
+        commands, "info", info, "the versions, the machine, the backends and why one is unavailable", "", "--json"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _add_bench(commands: Any) -> None:
+    parser = _command(
+        commands, "bench", bench, "verified benchmark of the named suites: table, JSON and HTML report",
+        "", "--suite alexnet,vgg19 --peers torch", "--suite resnet152 --op fprop --batch 8 --layout NHWC",
+        "--suite tiny --json overhead.json --html overhead.html",
+    )  # fmt: skip
+    add = parser.add_argument
+    add("--suite", type=words, default=("alexnet", "vgg19", "resnet152"), metavar="A,B",
+        help="suites to run (default: alexnet,vgg19,resnet152; another one: tiny)")  # fmt: skip
+    add("--op", type=words, default=("fprop", "dgrad", "wgrad"), metavar="PASSES",
+        help="of fprop,dgrad,wgrad; pooling has the first two (default: all)")  # fmt: skip
+    add("--dtype", default="float32", help="float16, bfloat16, float32 or float64 (default: float32)")
+    add("--layout", default="NCHW", help="NCHW or NHWC (default: NCHW)")
+    add("--batch", type=positive(int), default=1, help="images per call (default: 1)")
+    add("--backend", type=words, default=("cpu",), metavar="A,B", help="backends; the first is compared with the peers")
+    add("--peers", type=words, default=(), metavar="A,B", help="libraries to run beside it: torch, numpy")
+    add("--threads", type=positive(int), help="threads of each library (default: its own choice)")
+    add("--budget", type=positive(float), default=210.0, metavar="SECONDS",
+        help="begin no further case after this time; what was skipped is reported (default: 210)")  # fmt: skip
+    add("--json", type=Path, default=Path("fastconv-report/results.json"), metavar="PATH", help="default: %(default)s")
+    add("--html", type=Path, default=Path("fastconv-report/report.html"), metavar="PATH", help="default: %(default)s")
+
+
+def _add_selftest(commands: Any) -> None:
+    parser = _command(
+        commands, "selftest", selftest, "every op of every available backend against the reference, on this machine",
+        "", "--backend cpu", "--json",
+    )  # fmt: skip
+    parser.add_argument("--backend", type=words, metavar="A,B", help="only these backends")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _add_explain(commands: Any) -> None:
+    parser = _command(
+        commands, "explain", explain, "which backend, algorithm and config a named problem would run, and why",
+        '"conv2d n=1 c=3 size=224 k=64 ksize=7 stride=2 pad=3"',
+        '"conv2d n=8 c=64 size=56 k=64 ksize=3 pad=1 dtype=float16" --op wgrad --json',
+        '"pool2d n=1 c=64 size=112 ksize=3 stride=2 pad=1" --pool avg --op dgrad',
+    )  # fmt: skip
+    parser.add_argument("problem", help="a line such as: conv2d n=1 c=3 size=224 k=64 ksize=7 stride=2 pad=3")
+    parser.add_argument("--op", default="fprop", choices=("fprop", "dgrad", "wgrad"), help="default: fprop")
+    parser.add_argument("--pool", default="max", choices=tuple(POOLS), help="the kind of a pooling (default: max)")
+    parser.add_argument("--backend", help="ask this backend alone")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+# ---------------------------------------------------------------- what the commands share
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2, default=str))
+
+
+def _console() -> Any:
+    """A rich console; in a pipe or a file it is wide enough for every column."""
+    from rich.console import Console
+
+    console = Console()
+    return console if console.is_terminal else Console(width=200)
+
+
+@contextmanager
+def _bar() -> Iterator[Any]:
+    """A progress bar on stderr, on a terminal only."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        yield progress
+
+
+# ---------------------------------------------------------------- the commands
+
+
+def info(arguments: argparse.Namespace) -> int:
+    from fastconv import config
+
+    found = config.environment()
+    if arguments.json:
+        _print_json(found)
+        return OK
+    from rich.table import Table
+
+    console, machine = _console(), found["machine"]
+    console.print(f"{machine['cpu']}, {machine['cores']} cores, {machine['system']}", highlight=False)
+    table = Table("backend", "available", "reason", header_style="bold")
+    for backend in found["backends"]:
+        mark = "[green]yes[/]" if backend["available"] else "[yellow]no[/]"
+        table.add_row(backend["name"], mark, backend["reason"])
+    console.print(table)
+    console.print(", ".join(f"{name} {version}" for name, version in found["versions"].items()), highlight=False)
+    console.print(f"cache folder {found['cache']}, autotune {found['autotune']}", highlight=False)
+    return OK
+
+
+def explain(arguments: argparse.Namespace) -> int:
+    from dataclasses import asdict
+
+    from fastconv import dispatch
+    from fastconv.errors import FastconvError
+    from fastconv.plan import Explanation
+    from fastconv.problem import ConvProblem, PoolProblem
+
+    convolution = arguments.problem.lstrip().startswith("conv")
+    family = "conv" if convolution else POOLS[arguments.pool]
+    if not convolution and arguments.op == "wgrad":
+        raise UsageError("pooling has no weights: --op must be fprop or dgrad")
+    op = f"{family}_{arguments.op}"
+    try:
+        problem = (ConvProblem if convolution else PoolProblem).parse(arguments.problem)
+        name, launch = dispatch.choose(op, problem, "numpy", arguments.backend)
+    except (FastconvError, ValueError) as error:
+        raise UsageError(str(error)) from error
+    found = Explanation(op, problem, name, launch.algorithm, launch.why, launch.config, launch.workspace)
+    if arguments.json:
+        _print_json(asdict(found) | {"problem": str(problem), "shapes": _shapes(op, problem)})
+        return OK
+    print(found)
+    *given, result = (f"{role}{shape}" for role, shape in _shapes(op, problem).items())
+    print(f"  shapes     {', '.join(given)} -> {result}")
+    return OK
+
+
+def _shapes(op: str, problem: Any) -> dict[str, list[int]]:
+    """The shapes of what goes in and comes out; a gradient has the shape of what it is the gradient of."""
+    from fastconv.backends.base import OPS
+
+    inputs, results = OPS[op]
+    optional = ("bias", "tbias", "indices")
+    return {role: list(problem.shape(role)) for role in (*inputs, *results) if role not in optional}
+
+
+def selftest(arguments: argparse.Namespace) -> int:
+    from dataclasses import asdict
+
+    from fastconv import dispatch
+    from fastconv.errors import BackendError
+    from fastconv.testing import selftest
+
+    try:
+        for name in arguments.backend or ():
+            if reason := dispatch.get(name).unavailable():
+                raise UsageError(f"backend {name!r}: {reason}")
+    except BackendError as error:
+        raise UsageError(str(error)) from error
+    with _bar() as progress:
+        results = selftest.run(arguments.backend, lambda todo: progress.track(todo, description="checking"))
+    wrong = [result for result in results if not result.ok]
+    if arguments.json:
+        _print_json([asdict(result) for result in results])
+    else:
+        _show_selftest(results, wrong)
+    return MISMATCH if wrong or not results else OK
+
+
+def _show_selftest(results: list[Any], wrong: list[Any]) -> None:
+    from rich.table import Table
+
+    table = Table("backend", "op", header_style="bold")
+    table.add_column("right", justify="right")
+    table.add_column("of", justify="right")
+    for backend, op in dict.fromkeys((result.backend, result.op) for result in results):
+        mine = [result.ok for result in results if (result.backend, result.op) == (backend, op)]
+        table.add_row(backend, op, str(sum(mine)), str(len(mine)), style=None if all(mine) else "red")
+    console = _console()
+    console.print(table)
+    for result in wrong:
+        console.print(f"{result.backend} {result.op} {result.case}\n{result.detail}", style="red", markup=False)
+    console.print(f"{len(results) - len(wrong)} of {len(results)} checks are right", highlight=False)
+
+
+def bench(arguments: argparse.Namespace) -> int:
+    from fastconv import dispatch
+    from fastconv.benchmarks import report, results, runner, table
+    from fastconv.errors import BackendError
+
+    settings = runner.Settings(
+        suites=arguments.suite, passes=arguments.op, dtype=arguments.dtype, layout=arguments.layout,
+        batch=arguments.batch, backends=arguments.backend, peers=arguments.peers, threads=arguments.threads,
+        budget=arguments.budget,
+    )  # fmt: skip
+    try:
+        if not settings.cases() or not settings.backends:
+            raise UsageError("nothing to run: name at least one suite, pass and backend")
+        settings.contestants()
+        for name in settings.backends:
+            dispatch.get(name)
+        for path in (arguments.json, arguments.html):
+            path.parent.mkdir(parents=True, exist_ok=True)
+    except (ValueError, OSError, BackendError) as error:
+        raise UsageError(str(error)) from error
+    with _bar() as progress:
+        task = progress.add_task("starting")
+        run = runner.run(
+            settings, lambda done, total, what: progress.update(task, completed=done, total=total, description=what)
+        )
+    doc = results.document(run)
+    arguments.json.write_text(json.dumps(doc, indent=1))
+    arguments.html.write_text(report.render(doc), encoding="utf-8")
+    table.show(doc, _console())
+    print(f"{run.seconds:.0f} s. Report: {arguments.html}  Data: {arguments.json}")
+    return MISMATCH if results.failed(doc) else OK
