@@ -5,8 +5,10 @@ import importlib
 import math
 import os
 import re
+import runpy
 import warnings
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -103,13 +105,13 @@ def data_sets(case):
     """The (inputs, outputs) of a case, which are in memory or in files."""
     if case.data_sets:
         return [tuple([as_array(value) for value in part] for part in data) for data in case.data_sets]
-    return [
-        tuple(
-            [as_array(onnx.load_tensor(f)) for f in sorted(glob.glob(f"{folder}/{role}_*.pb"))]
-            for role in ("input", "output")
-        )
-        for folder in glob.glob(os.path.join(case.model_dir, "test_data_set_*"))
-    ]
+    folders = glob.glob(os.path.join(case.model_dir, "test_data_set_*"))
+    return [(tensors(folder, "input"), tensors(folder, "output")) for folder in folders]
+
+
+def tensors(folder, role):
+    count = len(glob.glob(os.path.join(folder, f"{role}_*.pb")))
+    return [as_array(onnx.load_tensor(os.path.join(folder, f"{role}_{i}.pb"))) for i in range(count)]
 
 
 @pytest.mark.parametrize(("kind", "name"), SUITE)
@@ -159,8 +161,6 @@ def test_networks_give_their_shipped_outputs(name, calls):
     (y,) = evaluator.run(None, ramp(model))
     Runner.assert_similar_outputs([expected], [y], rtol=1e-3, atol=1e-7)
     assert calls == expected_calls(model.graph)
-    (again,) = Backend.run_model(model, list(ramp(model).values()))
-    np.testing.assert_array_equal(y, again)
 
 
 def randomised(model):
@@ -181,7 +181,7 @@ def randomised(model):
     return model
 
 
-@pytest.mark.parametrize("name", ["squeezenet", "shufflenet", "inception_v1"])
+@pytest.mark.parametrize("name", ["squeezenet", "shufflenet", "resnet50"])
 def test_networks_with_random_weights_match_onnx_node_by_node(name):
     model = randomised(network(name)[0])
     feeds = {k: np.random.default_rng(1).standard_normal(x.shape).astype(np.float32) for k, x in ramp(model).items()}
@@ -190,8 +190,17 @@ def test_networks_with_random_weights_match_onnx_node_by_node(name):
     theirs = stock.run(None, feeds, intermediate=True)
     for node in model.graph.node:
         if node.op_type in FUNCTIONS:
+            # Each side goes on from its own results: rounding adds up through the depth.
             expected = theirs[node.output[0]]
             np.testing.assert_allclose(ours[node.output[0]], expected, rtol=0, atol=1e-4 * abs(expected).max())
+
+
+def test_the_example_prints_the_top_class_and_the_time_per_operator(capsys):
+    example = Path(__file__).parent.parent / "examples" / "run_onnx_model.py"
+    runpy.run_path(str(example))["main"]()
+    printed = capsys.readouterr().out
+    assert re.search(r"light_squeezenet.onnx: top class \d+ of 1000, probability 0.0010", printed)
+    assert re.search(r"Conv +26 calls +[\d.]+ ms", printed)
 
 
 # ---------------------------------------------------------------- geometry
