@@ -146,12 +146,12 @@ bits_of_float = _bitcast(types.float32, types.uint32)
 # ---------------------------------------------------------------- 16-bit floats
 
 
-@njit(inline="always")
+@njit
 def from_bfloat16(bits):
     return float_of_bits(np.uint32(bits) << np.uint32(16))
 
 
-@njit(inline="always")
+@njit
 def to_bfloat16(value):
     """Round to nearest, ties to even; a NaN stays one."""
     bits = bits_of_float(value)
@@ -160,7 +160,7 @@ def to_bfloat16(value):
     return np.uint16(nan if value != value else rounded)
 
 
-@njit(inline="always")
+@njit
 def from_float16(bits):
     """Shift the exponent and mantissa into float32's place and scale by 2**112, which denormals survive."""
     sign = (np.uint32(bits) & np.uint32(0x8000)) << np.uint32(16)
@@ -170,7 +170,7 @@ def from_float16(bits):
     return float_of_bits((special if rest >= np.uint32(0x0F800000) else scaled) | sign)
 
 
-@njit(inline="always")
+@njit
 def to_float16(value):
     """Round to nearest, ties to even, into float16's normal, denormal or infinite range."""
     bits = bits_of_float(value)
@@ -198,12 +198,17 @@ def store(storage, address, index, value):
     raise NotImplementedError("only inside kernels")
 
 
+def size(storage):
+    """Bytes of one stored element."""
+    raise NotImplementedError("only inside kernels")
+
+
 def zero(storage):
     """0 in the type that a stored dtype is computed in."""
     raise NotImplementedError("only inside kernels")
 
 
-@overload(load, inline="always")
+@overload(load)
 def _load(storage, address, index):
     if storage.stored == "float16":
         return lambda storage, address, index: from_float16(read(storage, address, index))
@@ -213,7 +218,7 @@ def _load(storage, address, index):
     return lambda storage, address, index: computed(read(storage, address, index))
 
 
-@overload(store, inline="always")
+@overload(store)
 def _store(storage, address, index, value):
     if storage.stored == "float16":
         return lambda storage, address, index, value: write(storage, address, index, to_float16(np.float32(value)))
@@ -225,7 +230,13 @@ def _store(storage, address, index, value):
     return lambda storage, address, index, value: write(storage, address, index, narrow(value))
 
 
-@overload(zero, inline="always")
+@overload(zero)
 def _zero(storage):
     computed = getattr(np, computed_name(storage.stored))
     return lambda storage: computed(0)
+
+
+@overload(size)
+def _size(storage):
+    nbytes = itemsize(storage.stored)
+    return lambda storage: nbytes

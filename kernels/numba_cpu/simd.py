@@ -17,7 +17,7 @@ from llvmlite import ir
 from numba import types
 from numba.core import config
 from numba.core.codegen import get_host_cpu_features
-from numba.extending import intrinsic, models, register_model
+from numba.extending import intrinsic, models, overload, register_model
 
 from fastconv.kernels.numba_cpu.memory import computed_name
 
@@ -41,6 +41,17 @@ DOT_ROWS, DOT_COLS = (6, 4) if REGISTERS == 32 else (3, 3)
 def lanes(name):
     """Elements of one vector of the type that a stored dtype is computed in."""
     return VECTOR_BYTES * 8 // getattr(types, computed_name(name)).bitwidth
+
+
+def width(storage):
+    """`lanes` inside kernels."""
+    raise NotImplementedError("only inside kernels")
+
+
+@overload(width)
+def _width(storage):
+    count = lanes(storage.stored)
+    return lambda storage: count
 
 
 class VectorType(types.Type):
@@ -233,3 +244,81 @@ def _halve(builder, element, value):
         ]
         value = _add(builder, element, *parts)
     return builder.extract_element(value, ir.Constant(i32, 0))
+
+
+# ---------------------------------------------------------------- the tile's epilogue, and row copies
+
+
+@intrinsic(prefer_literal=True)
+def add_to_rows(typing, tile, rows, nv, bias):
+    """tile[i, :] += bias[i], scalars that lie next to each other."""
+    element = tile.dtype.element
+    m, n, size = rows.literal_value, nv.literal_value, element.bitwidth // 8
+
+    def generate(context, builder, signature, args):
+        acc, _, _, bias = args
+        llvm = _llvm(context, tile.dtype)
+        for i in range(m):
+            value = _splat(builder, _load(builder, bias, _i64(i * size), llvm.element, size), llvm)
+            for at in range(i * n, i * n + n):
+                acc = builder.insert_value(acc, _add(builder, element, builder.extract_value(acc, at), value), at)
+        return acc
+
+    return tile(tile, rows, nv, types.int64), generate
+
+
+@intrinsic(prefer_literal=True)
+def relu(typing, tile, rows, nv):
+    """max(tile, 0); a NaN stays one."""
+    element = tile.dtype.element
+
+    def generate(context, builder, signature, args):
+        acc = args[0]
+        zero = ir.Constant(_llvm(context, tile.dtype), None)
+        for at in range(rows.literal_value * nv.literal_value):
+            value = builder.extract_value(acc, at)
+            compare = builder.fcmp_ordered if isinstance(element, types.Float) else builder.icmp_signed
+            acc = builder.insert_value(acc, builder.select(compare("<=", value, zero), zero, value), at)
+        return acc
+
+    return tile(tile, rows, nv), generate
+
+
+@intrinsic
+def move(typing, storage, source, target, low, high, count):
+    """target[:count] = source[:count] inside [low, high), 0 outside, which is not read; count <= a vector's lanes.
+
+    For dtypes that are stored as they are computed in; addresses of adjacent elements.
+    """
+    element = getattr(types, computed_name(storage.stored))
+    vector = VectorType(element)
+
+    def generate(context, builder, signature, args):
+        _, source, target, low, high, count = args
+        llvm = _llvm(context, vector)
+        i32 = ir.IntType(32)
+        index = ir.Constant(ir.VectorType(i32, vector.lanes), list(range(vector.lanes)))
+        lane = [_splat(builder, builder.trunc(value, i32), index.type) for value in (low, high, count)]
+        inside = builder.and_(
+            builder.icmp_signed(">=", index, lane[0]), builder.icmp_signed("<", index, lane[1])
+        )
+        value = _masked(builder, "load", source, llvm, element, inside)
+        _masked(builder, "store", target, llvm, element, builder.icmp_signed("<", index, lane[2]), value)
+        return context.get_dummy_value()
+
+    return types.void(storage, *(types.int64,) * 5), generate
+
+
+def _masked(builder, what, address, llvm, element, mask, value=None):
+    """llvm.masked.load (zeros where the mask is off) or llvm.masked.store."""
+    i32 = ir.IntType(32)
+    kind = f"v{llvm.count}{'f' if isinstance(element, types.Float) else 'i'}{element.bitwidth}"
+    name = f"llvm.masked.{what}.{kind}.p0"
+    pointer = builder.inttoptr(address, llvm.as_pointer())
+    align = ir.Constant(i32, element.bitwidth // 8)
+    args = [pointer, align, mask, ir.Constant(llvm, None)] if what == "load" else [value, pointer, align, mask]
+    result = llvm if what == "load" else ir.VoidType()
+    function = builder.module.globals.get(name)
+    if function is None:
+        function = ir.Function(builder.module, ir.FunctionType(result, [arg.type for arg in args]), name)
+    return builder.call(function, args)

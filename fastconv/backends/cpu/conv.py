@@ -1,2 +1,375 @@
-from fastconv.backends.reference import backend
-plan = backend.plan
+"""Convolution on the CPU: which algorithm, and what its kernel is called with.
+
+    small      one im2col and one BLAS product in NumPy; compiles nothing, for problems that take microseconds
+    depthwise  rows of one channel at a time (C/groups = 1, one filter per channel)
+    gemm       tiled im2col + GEMM (kernels/numba_cpu/gemm.py); right for every problem
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from functools import lru_cache
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fastconv import tuning
+from fastconv.arrays import name_of
+from fastconv.backends.base import Launch
+from fastconv.backends.cpu import small
+from fastconv.backends.cpu.workspace import threads, workspace
+from fastconv.problem import ACTIVATIONS, ConvProblem, Ints
+
+SMALL_MACS = 2**18  # some microseconds of BLAS, below its own threshold for using threads
+SMALL_CELLS = 2**17  # of the unfolded input
+PACKED_BYTES = 32 * 2**20  # of rearranged weights at a time
+
+
+def choose(op: str, problem: ConvProblem, mode: str = "heuristic") -> tuple[str, str]:
+    """(algorithm, why): a pure function of the problem and the autotune mode."""
+    if mode == "off":
+        return "gemm", "autotune is off: the algorithm that is right for every problem"
+    unfolded = problem.N * problem.C * problem.window.taps * math.prod(problem.out)
+    if problem.macs <= SMALL_MACS and unfolded <= SMALL_CELLS:
+        return "small", f"{problem.macs} multiply-adds take less time than a thread pool needs to start"
+    if problem.groups > 1 and problem.groups == problem.C == problem.K:
+        return "depthwise", "one filter per channel: memory-bound, a product of matrices has nothing to share"
+    return "gemm", "dense or grouped: tiled im2col and register-blocked GEMM"
+
+
+def plan(op: str, problem: ConvProblem) -> Launch:
+    algorithm, why = choose(op, problem, tuning.autotune())
+    if algorithm == "small":
+        return Launch(small.conv(op, problem), "small", why)
+    if algorithm == "depthwise":
+        from fastconv.backends.cpu import depthwise
+
+        return depthwise.plan(op, problem, why)
+    build = wgrad if op == "conv_wgrad" else gather
+    return build(op, problem, why)
+
+
+# ---------------------------------------------------------------- what the kernels are told
+
+
+@lru_cache(maxsize=1)
+def kernels() -> ModuleType:
+    """The compiled entry points; importing Numba waits until one is needed."""
+    from fastconv.compiler import host_kernel
+    from fastconv.kernels.numba_cpu import gemm
+
+    for name in ("gather", "wgrad_dot", "wgrad_outer", "pack_weights"):
+        host_kernel(getattr(gemm, name))
+    return gemm
+
+
+def storage(dtype: np.dtype) -> Any:
+    from fastconv.kernels.numba_cpu.memory import STORAGE
+
+    return STORAGE[name_of(dtype)]
+
+
+def compute_dtype(problem: ConvProblem) -> np.dtype:
+    """What products are summed in."""
+    return np.dtype(problem.dtype if problem.dtype in ("float64", "int32") else np.float32)
+
+
+def lift(values: Ints, fill: int) -> Ints:
+    """Values per spatial axis as three: 1-D and 2-D problems have leading unit axes."""
+    return (fill,) * (3 - len(values)) + tuple(values)
+
+
+def strides_of(array: np.ndarray) -> Ints:
+    """Element strides of a canonical operand, its spatial axes lifted to three."""
+    steps = [stride // array.itemsize for stride in array.strides]
+    return (*steps[:2], *lift(tuple(steps[2:]), 0))
+
+
+class Axis(NamedTuple):
+    """One axis of a pass: `count` outputs read source cells ``o * step + offset`` for each (tap, offset)."""
+
+    count: int
+    source: int
+    step: int
+    taps: tuple[tuple[int, int], ...]
+    start: int  # of the outputs in the result, and
+    stride: int  # how far apart they lie there
+
+
+def forward_axes(problem: ConvProblem) -> tuple[Axis, ...]:
+    window = problem.window
+    per_axis = zip(problem.out, problem.size, window.ksize, window.stride, window.dilation, window.pad, strict=True)
+    axes = [
+        Axis(out, size, s, tuple((r, r * d - low) for r in range(k)), 0, 1) for out, size, k, s, d, (low, _) in per_axis
+    ]
+    return (Axis(1, 1, 1, ((0, 0),), 0, 1),) * (3 - problem.ndim) + tuple(axes)
+
+
+def backward_axes(problem: ConvProblem) -> Iterator[tuple[Axis, ...]]:
+    """dgrad as one gather per residue of dx's cells modulo the stride: ``p = (i + pad - r * dilation) / stride``."""
+    window = problem.window
+    choices: list[list[Axis]] = [[Axis(1, 1, 1, ((0, 0),), 0, 1)]] * (3 - problem.ndim)
+    for axis, (out, size) in enumerate(zip(problem.out, problem.size, strict=True)):
+        k, s, d, (low, _) = window.ksize[axis], window.stride[axis], window.dilation[axis], window.pad[axis]
+        choices.append(
+            [
+                Axis(
+                    -(-(size - start) // s), out, 1,
+                    tuple((r, (start + low - r * d) // s) for r in range(k) if (start + low - r * d) % s == 0),
+                    start, s,
+                )
+                for start in range(min(s, size))
+            ]
+        )  # fmt: skip
+    yield from itertools.product(*choices)
+
+
+def tap_table(axes: tuple[Axis, ...]) -> tuple[np.ndarray, list[Ints]]:
+    """The kernel's int64[T, 9] (see gemm.py), and the tap's place in the window."""
+    rows, places = [], []
+    for combination in itertools.product(*(axis.taps for axis in axes)):
+        offsets, ranges = [], []
+        for axis, (_, offset) in zip(axes, combination, strict=True):
+            low = min(max(0, -(offset // axis.step)), axis.count)
+            high = min(max(low, (axis.source - 1 - offset) // axis.step + 1), axis.count)
+            offsets.append(offset)
+            ranges += [low, high]
+        rows.append(offsets + ranges)
+        places.append(tuple(place for place, _ in combination))
+    return np.array(rows, np.int64).reshape(-1, 9), places
+
+
+class Pass(NamedTuple):
+    """One call of the gather kernel: its axes, taps and the taps' places in the window."""
+
+    axes: tuple[Axis, ...]
+    taps: np.ndarray
+    places: list[Ints]
+
+    @classmethod
+    def of(cls, axes: tuple[Axis, ...]) -> Pass:
+        return cls(axes, *tap_table(axes))
+
+    @property
+    def pointwise(self) -> bool:
+        """One tap, every pixel reads itself: the spatial axes can be seen as one."""
+        return len(self.places) == 1 and all(
+            axis.step == 1 and axis.taps[0][1] == 0 and axis.count == axis.source for axis in self.axes
+        )
+
+
+def flatten(one: Pass, counts: Ints, x: Ints, y: Ints) -> tuple[np.ndarray, Ints, Ints, Ints]:
+    """Taps, counts and strides, with the axes of a pointwise pass merged where both arrays allow it."""
+    contiguous = all(s[2] == counts[1] * s[3] or counts[0] == 1 for s in (x, y)) and all(
+        s[3] == counts[2] * s[4] or counts[0] * counts[1] == 1 for s in (x, y)
+    )
+    if not one.pointwise or not contiguous:
+        return one.taps, counts, x, y
+    total = math.prod(counts)
+    return np.array([[0, 0, 0, 0, 1, 0, 1, 0, total]], np.int64), (1, 1, total), x, y
+
+
+# ---------------------------------------------------------------- fprop and dgrad
+
+
+def gather(op: str, problem: ConvProblem, why: str, kept: dict[int, Any] | None = None) -> Launch:
+    """fprop is one pass over x; dgrad one over dy for each residue modulo the stride."""
+    forward = op == "conv_fprop"
+    passes = [Pass.of(axes) for axes in ([forward_axes(problem)] if forward else backward_axes(problem))]
+    code = 0 if problem.activation is None else ACTIVATIONS.index(problem.activation) + 1
+    config = {"passes": len(passes), "tile": _tile(problem)}
+
+    def run(y: np.ndarray, x: np.ndarray, w: np.ndarray, bias: np.ndarray | None) -> None:
+        if y.size == 0:
+            return
+        for number, one in enumerate(passes):
+            part = y[(slice(None), slice(None), *_part(one, problem.ndim))]
+            if part.size == 0:
+                continue
+            if not one.places:
+                small.fill(problem, part, bias)
+            else:
+                weights = None if kept is None else kept[number]
+                _gather_pass(problem, forward, one, code, part, x, w, bias, weights)
+
+    def prepare(w: np.ndarray) -> Launch:
+        packed = {n: list(_weights(problem, forward, one, w)) for n, one in enumerate(passes) if one.places}
+        return gather(op, problem, why, packed)
+
+    return Launch(run, "gemm", why, config, _gather_bytes(problem), prepare)
+
+
+def _tile(problem: ConvProblem) -> str:
+    from fastconv.kernels.numba_cpu import simd
+
+    return f"{simd.ROWS}x{simd.NV * simd.lanes(compute_dtype(problem).name)}"
+
+
+def _gather_bytes(problem: ConvProblem) -> int:
+    from fastconv.kernels.numba_cpu import gemm, simd
+
+    return gemm.BLOCK * simd.NV * simd.VECTOR_BYTES
+
+
+def _part(one: Pass, ndim: int) -> list[slice]:
+    return [slice(axis.start, None, axis.stride) for axis in one.axes[3 - ndim :]]
+
+
+class Weights(NamedTuple):
+    """Filters as the kernel reads them: of `groups` from g0 and the channels [m0, m1) of each."""
+
+    g0: int
+    groups: int
+    m0: int
+    m1: int
+    array: np.ndarray  # keeps the memory alive
+    group: int
+    block: int
+    row: int
+    step: int
+
+
+def _weight_strides(problem: ConvProblem, forward: bool, one: Pass, w: np.ndarray) -> tuple[int, int, int, np.ndarray]:
+    """Element strides (group, output channel, reduced channel) of w[g, m, c, t], and its taps' offsets."""
+    k, c, *space = strides_of(w)
+    offsets = np.array([sum(r * s for r, s in zip(place, space, strict=True)) for place in one.places], np.int64)
+    return k * (problem.K // problem.groups), k if forward else c, c if forward else k, offsets
+
+
+def _weights(problem: ConvProblem, forward: bool, one: Pass, w: np.ndarray) -> Iterator[Weights]:
+    """The filters in place where they lie as the kernel reads them, else rearranged a chunk at a time."""
+    gemm = kernels()
+    dtype = compute_dtype(problem)
+    G, T = problem.groups, len(one.places)
+    M, C = problem.K // G, problem.C // G
+    if not forward:
+        M, C = C, M
+    K = C * T
+    wg, wm, wc, offsets = _weight_strides(problem, forward, one, w)
+    step = int(offsets[1]) if T > 1 else wc
+    linear = (offsets == np.arange(T) * step).all() and (wc == T * step or C == 1)
+    size = dtype.itemsize
+    if w.dtype == dtype and linear and M % gemm.ROWS == 0:
+        yield Weights(0, G, 0, M, w, wg * size, wm * gemm.ROWS * size, wm * size, step * size)
+        return
+    for g0, g1, m0, m1 in _chunks(G, M, K * size, gemm.ROWS):
+        blocks = -(-(m1 - m0) // gemm.ROWS)
+        packed = np.empty((g1 - g0) * blocks * K * gemm.ROWS, dtype)
+        base = w.ctypes.data + (g0 * wg + m0 * wm) * w.itemsize
+        gemm.pack_weights(
+            storage(w.dtype), storage(dtype), base, g1 - g0, m1 - m0, C, T, C if wm > wc else 1,
+            wg, wm, wc, offsets, packed.ctypes.data,
+        )  # fmt: skip
+        tile = K * gemm.ROWS * size
+        yield Weights(g0, g1 - g0, m0, m1, packed, blocks * tile, tile, size, gemm.ROWS * size)
+
+
+def _chunks(G: int, M: int, row_bytes: int, rows: int) -> Iterator[tuple[int, int, int, int]]:
+    """Ranges (g0, g1, m0, m1) whose rearranged filters stay within PACKED_BYTES; whole groups where they fit."""
+    group_bytes = -(-M // rows) * rows * row_bytes
+    if group_bytes <= PACKED_BYTES:
+        step = max(1, PACKED_BYTES // group_bytes)
+        yield from ((g, min(G, g + step), 0, M) for g in range(0, G, step))
+        return
+    step = max(rows, PACKED_BYTES // (rows * row_bytes) * rows)
+    for g in range(G):
+        yield from ((g, g + 1, m, min(M, m + step)) for m in range(0, M, step))
+
+
+def _gather_pass(
+    problem: ConvProblem, forward: bool, one: Pass, code: int, y: np.ndarray, x: np.ndarray, w: np.ndarray,
+    bias: np.ndarray | None, kept: list[Weights] | None,
+) -> None:  # fmt: skip
+    gemm = kernels()
+    from fastconv.kernels.numba_cpu.simd import NV, VECTOR_BYTES
+
+    dtype = compute_dtype(problem)
+    S = storage(dtype)
+    counts: Ints = tuple(axis.count for axis in one.axes)
+    taps, counts, xs, ys = flatten(one, counts, strides_of(x), strides_of(y))
+    steps = tuple(axis.step for axis in one.axes)
+    C = problem.C // problem.groups if forward else problem.K // problem.groups
+    M = problem.K // problem.groups if forward else problem.C // problem.groups
+    lanes = VECTOR_BYTES // dtype.itemsize
+    pixels = problem.N * math.prod(counts)
+    panels = -(-pixels // (NV * lanes))
+    count = threads()
+    for weights in _weights(problem, forward, one, w) if kept is None else kept:
+        G, rows = weights.groups, weights.m1 - weights.m0
+        blocks = -(-rows // gemm.ROWS)
+        # Enough tasks for the threads, and no more sums at a time than 512 blocks of channels.
+        splits = min(blocks, max(-(-2 * count // (G * panels)), -(-blocks // 512)))
+        biases = np.zeros((G, blocks * gemm.ROWS), dtype)
+        first = weights.g0 * M + weights.m0
+        if bias is not None:
+            biases[:, :rows] = bias[first : first + G * rows].reshape(G, rows)
+        sums = -(-blocks // splits) if C * len(taps) > gemm.BLOCK else 1
+        nbytes = (min(gemm.BLOCK, C * len(taps)) + sums * gemm.ROWS) * NV * VECTOR_BYTES
+        work = workspace(count * nbytes)
+        gemm.gather(
+            storage(x.dtype), S, storage(y.dtype),
+            gemm.Geometry(problem.N, G, rows, C, *counts, *steps, *xs, *ys), taps,
+            x.ctypes.data + weights.g0 * C * xs[1] * x.itemsize,
+            weights.array.ctypes.data, weights.group, weights.block, weights.row, weights.step,
+            biases.ctypes.data, code, y.ctypes.data + first * ys[1] * y.itemsize,
+            panels, splits, work.ctypes.data, nbytes,
+        )  # fmt: skip
+
+
+# ---------------------------------------------------------------- wgrad
+
+FEW_PIXELS = 1024  # below this, summing the lanes of a dot product costs more than packing columns
+
+
+def wgrad(op: str, problem: ConvProblem, why: str) -> Launch:
+    one = Pass.of(forward_axes(problem))
+    dtype = compute_dtype(problem)
+    form = "outer" if problem.N * math.prod(problem.out) < FEW_PIXELS else "dot"
+    G = problem.groups
+    M, C = problem.K // G, problem.C // G
+
+    def run(dw: np.ndarray, dy: np.ndarray, x: np.ndarray) -> None:
+        if problem.N == 0:
+            dw[...] = 0
+            return
+        gemm = kernels()
+        counts: Ints = tuple(axis.count for axis in one.axes)
+        taps, counts, xs, ys = flatten(one, counts, strides_of(x), strides_of(dy))
+        steps = tuple(axis.step for axis in one.axes)
+        wg, wm, wc, offsets = _weight_strides(problem, True, one, dw)
+        count = threads()
+        m_tasks, k_tasks = _wgrad_tasks(form, dtype, G, M, C * len(taps), count)
+        nbytes = _wgrad_bytes(form, dtype.itemsize)
+        work = workspace(count * nbytes)
+        (gemm.wgrad_dot if form == "dot" else gemm.wgrad_outer)(
+            storage(x.dtype), storage(dy.dtype), storage(dtype), storage(dw.dtype),
+            gemm.Geometry(problem.N, G, M, C, *counts, *steps, *xs, *ys), taps, x.ctypes.data, dy.ctypes.data,
+            dw.ctypes.data, wg, wm, wc, offsets, m_tasks, k_tasks, work.ctypes.data, nbytes,
+        )  # fmt: skip
+
+    return Launch(run, "gemm", why, {"form": form}, _wgrad_bytes(form, dtype.itemsize))
+
+
+def _wgrad_bytes(form: str, itemsize: int) -> int:
+    from fastconv.kernels.numba_cpu import gemm, simd
+
+    if form == "dot":
+        return ((gemm.DOT_M + gemm.DOT_K) * gemm.DOT_PIXELS + gemm.DOT_M * gemm.DOT_K) * itemsize
+    tile = simd.NV * simd.VECTOR_BYTES
+    return gemm.OUTER_M * (gemm.OUTER_PIXELS * itemsize + tile) + gemm.OUTER_PIXELS * tile
+
+
+def _wgrad_tasks(form: str, dtype: np.dtype, G: int, M: int, K: int, count: int) -> tuple[int, int]:
+    """Into how many parts the output channels and the rows (c, t) of a group are cut, one for each thread at least."""
+    from fastconv.kernels.numba_cpu import gemm, simd
+
+    most_m, most_k = (gemm.DOT_M, gemm.DOT_K) if form == "dot" else (gemm.OUTER_M, simd.NV * simd.lanes(dtype.name))
+    m, k = -(-M // most_m), -(-K // most_k)
+    while G * m * k < count and -(-K // k) > 2 * simd.DOT_COLS:
+        k += 1
+    while G * m * k < count and -(-M // m) > simd.DOT_ROWS:
+        m += 1
+    return m, k

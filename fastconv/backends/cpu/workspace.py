@@ -1,0 +1,30 @@
+"""Scratch memory that is kept between calls, per Python thread: fresh pages cost more than many a kernel."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+
+KEPT_BYTES = 64 * 2**20
+_local = threading.local()
+
+
+def workspace(nbytes: int) -> np.ndarray:
+    """At least `nbytes` of uninitialised memory, this thread's until its next call, 64-byte aligned."""
+    kept: np.ndarray | None = getattr(_local, "buffer", None)
+    if kept is not None and kept.size >= nbytes:
+        return kept
+    raw = np.empty(nbytes + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    buffer = raw[start : start + nbytes]
+    if nbytes <= KEPT_BYTES:
+        _local.buffer = buffer
+    return buffer
+
+
+def threads() -> int:
+    """How many threads a kernel that starts now will use: Numba's setting."""
+    import numba
+
+    return int(numba.get_num_threads())

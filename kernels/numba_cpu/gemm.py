@@ -1,0 +1,440 @@
+"""Tiled im2col + GEMM: the convolution that is right for every dense or grouped problem.
+
+One geometry describes forward and backward (see `Geometry`): output pixel o of image n reads source
+pixel ``o * step + offset[t]`` for each tap t,
+
+    y[n, m, o] = act(bias[m] + sum over c, t of w[m, c, t] * x[n, c, o * step + offset[t]])
+
+which is fprop with x as the source, and dgrad with dy as the source: one call for each residue of dx's
+pixels modulo the stride, with the taps that reach it.
+
+`gather`, per thread and task: a panel of im2col, [BLOCK rows (c, t)][up to NV vectors of pixels], is
+packed into L2, and tiles of ROWS output channels are multiplied from it and stored with bias and
+activation. Nothing larger than a panel is ever unfolded.
+
+``dw[m, c, t] = sum over n, o of dy[n, m, o] * x[n, c, o * step + offset[t]]`` is `wgrad_dot` for many
+pixels and `wgrad_outer` for few. Every result belongs to one task, which adds in one order: the bits
+do not depend on the number of threads.
+
+Numbers: float32 and 16-bit floats multiply and add in float32, float64 in float64, int8 in int32.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from numba import get_thread_id, njit, prange
+from numba.extending import overload
+
+from fastconv.kernels.numba_cpu.elementwise import activate
+from fastconv.kernels.numba_cpu.memory import computed_name, load, size, store
+from fastconv.kernels.numba_cpu.simd import (
+    DOT_COLS,
+    DOT_ROWS,
+    NV,
+    ROWS,
+    VECTOR_BYTES,
+    add_sums,
+    add_to_rows,
+    dot,
+    get,
+    move,
+    outer,
+    put,
+    relu,
+    width,
+    zeros,
+)
+
+BLOCK = 384  # rows (c, t) of a gather panel: 72 KiB of float32 at three vectors, beside ROWS rows of weights
+DOT_M = 8 * DOT_ROWS  # output channels of one task of wgrad_dot
+DOT_K = 40 * DOT_COLS  # rows (c, t) of one
+DOT_PIXELS = 1024  # of one panel; long enough that the sums over lanes cost little
+OUTER_M = 64 * ROWS  # output channels of one task of wgrad_outer
+OUTER_PIXELS = 128  # of one panel
+
+
+class Geometry(NamedTuple):
+    """Extents and element strides of one pass; spatial axes are always three."""
+
+    N: int
+    G: int
+    M: int  # output channels of a group
+    C: int  # source channels of a group
+    P0: int
+    P1: int
+    P2: int
+    step0: int
+    step1: int
+    step2: int
+    xn: int
+    xc: int
+    x0: int
+    x1: int
+    x2: int
+    yn: int
+    ym: int
+    y0: int
+    y1: int
+    y2: int
+
+
+# Per tap: its offset along each axis, then per axis the outputs [low, high) that it meets a source pixel for.
+# taps: int64[T, 9] = (offset0, offset1, offset2, low0, high0, low1, high1, low2, high2)
+
+
+# ---------------------------------------------------------------- rows of pixels
+
+
+def copy_row(X, S, source, step, target, low, high, count):
+    """target[:count] = source[:count * step:step] inside [low, high), 0 outside; widened from X to S."""
+    raise NotImplementedError("only inside kernels")
+
+
+@overload(copy_row)
+def _copy_row(X, S, source, step, target, low, high, count):
+    def each(X, S, source, step, target, low, high, count):
+        for j in range(low):
+            store(S, target, j, 0)
+        for j in range(low, high):
+            store(S, target, j, load(X, source, j * step))
+        for j in range(max(low, high), count):
+            store(S, target, j, 0)
+
+    def vectors(X, S, source, step, target, low, high, count):
+        if step == 1:
+            for j in range(0, count, width(S)):
+                at = j * size(S)
+                move(S, source + at, target + at, low - j, high - j, count - j)
+        else:
+            for j in range(low):
+                store(S, target, j, 0)
+            for j in range(low, high):
+                store(S, target, j, load(X, source, j * step))
+            for j in range(max(low, high), count):
+                store(S, target, j, 0)
+
+    return vectors if X.stored == S.stored == computed_name(X.stored) else each
+
+
+@njit(nogil=True)
+def pack(X, S, g, taps, x, first, last, r0, r1, panel, row_bytes):
+    """panel[r - r0, :] = the source pixels that outputs [first, last) meet for row r = c * T + t."""
+    T = taps.shape[0]
+    p = first
+    while p < last:
+        rest, o2 = divmod(p, g.P2)
+        rest, o1 = divmod(rest, g.P1)
+        n, o0 = divmod(rest, g.P0)
+        count = min(g.P2 - o2, last - p)
+        pixel = n * g.xn + o0 * g.step0 * g.x0 + o1 * g.step1 * g.x1 + o2 * g.step2 * g.x2
+        c, t = divmod(r0, T)
+        target = panel + (p - first) * size(S)
+        for _ in range(r0, r1):
+            low = min(max(taps[t, 7] - o2, 0), count)
+            high = min(max(taps[t, 8] - o2, 0), count)
+            if not (taps[t, 3] <= o0 < taps[t, 4] and taps[t, 5] <= o1 < taps[t, 6]):
+                high = low
+            offset = pixel + c * g.xc + taps[t, 0] * g.x0 + taps[t, 1] * g.x1 + taps[t, 2] * g.x2
+            copy_row(X, S, x + offset * size(X), g.step2 * g.x2, target, low, high, count)
+            target += row_bytes
+            t += 1
+            if t == T:
+                t = 0
+                c += 1
+        p += count
+
+
+# ---------------------------------------------------------------- fprop and dgrad
+
+
+@njit(nogil=True)
+def multiply(S, nv, fresh, last, code, K, a, a_step, a_row, b, b_row, c, c_row, bias):
+    """One tile of `nv` vectors: c (+)= a @ b over K rows; with `last`, bias and ReLU while it is in registers."""
+    if nv == 1:
+        tile1 = zeros(S, ROWS, 1) if fresh else get(S, ROWS, 1, c, c_row)
+        for k in range(K):
+            tile1 = outer(tile1, ROWS, 1, a + k * a_step, a_row, b + k * b_row)
+        if last:
+            tile1 = add_to_rows(tile1, ROWS, 1, bias)
+            if code == 1:
+                tile1 = relu(tile1, ROWS, 1)
+        put(tile1, ROWS, 1, c, c_row)
+    elif nv == 2 or NV == 2:
+        tile2 = zeros(S, ROWS, 2) if fresh else get(S, ROWS, 2, c, c_row)
+        for k in range(K):
+            tile2 = outer(tile2, ROWS, 2, a + k * a_step, a_row, b + k * b_row)
+        if last:
+            tile2 = add_to_rows(tile2, ROWS, 2, bias)
+            if code == 1:
+                tile2 = relu(tile2, ROWS, 2)
+        put(tile2, ROWS, 2, c, c_row)
+    else:
+        tile3 = zeros(S, ROWS, 3) if fresh else get(S, ROWS, 3, c, c_row)
+        for k in range(K):
+            tile3 = outer(tile3, ROWS, 3, a + k * a_step, a_row, b + k * b_row)
+        if last:
+            tile3 = add_to_rows(tile3, ROWS, 3, bias)
+            if code == 1:
+                tile3 = relu(tile3, ROWS, 3)
+        put(tile3, ROWS, 3, c, c_row)
+
+
+@njit(nogil=True)
+def deliver(S, Y, g, code, c, c_row, rows, y, first, last):
+    """Store `rows` output channels of the pixels [first, last) from a tile in memory, run by run."""
+    if code > 1:
+        for i in range(rows):
+            for j in range(last - first):
+                store(S, c + i * c_row, j, activate(code, load(S, c + i * c_row, j)))
+    p = first
+    while p < last:
+        rest, o2 = divmod(p, g.P2)
+        rest, o1 = divmod(rest, g.P1)
+        n, o0 = divmod(rest, g.P0)
+        count = min(g.P2 - o2, last - p)
+        pixel = n * g.yn + o0 * g.y0 + o1 * g.y1 + o2 * g.y2
+        source = c + (p - first) * size(S)
+        for i in range(rows):
+            scatter_row(S, Y, source + i * c_row, y + (pixel + i * g.ym) * size(Y), g.y2, count)
+        p += count
+
+
+def scatter_row(S, Y, source, target, step, count):
+    """target[:count * step:step] = source[:count], narrowed from S to Y."""
+    raise NotImplementedError("only inside kernels")
+
+
+@overload(scatter_row)
+def _scatter_row(S, Y, source, target, step, count):
+    def each(S, Y, source, target, step, count):
+        for j in range(count):
+            store(Y, target, j * step, load(S, source, j))
+
+    def vectors(S, Y, source, target, step, count):
+        if step == 1:
+            for j in range(0, count, width(S)):
+                at = j * size(S)
+                move(S, source + at, target + at, 0, count - j, count - j)
+        else:
+            for j in range(count):
+                store(Y, target, j * step, load(S, source, j))
+
+    return vectors if S.stored == Y.stored else each
+
+
+@njit(parallel=True, nogil=True)
+def gather(X, S, Y, g, taps, x, a, a_group, a_block, a_row, a_step, bias, code, y, panels, splits, work, work_bytes):
+    """y = act(bias + w * x); see the head of this file.
+
+    Weights are at `a` in S: channel i of block b of group g and row r at bytes
+    ``g * a_group + b * a_block + i * a_row + r * a_step``, complete blocks of ROWS channels; `bias` is
+    S[G, blocks * ROWS]. Tasks are G x `panels` of pixels x `splits` of the channel blocks; each thread
+    uses `work_bytes` at `work`: a panel and, where the rows (c, t) take several panels, the sums so far.
+    """
+    T = taps.shape[0]
+    K = g.C * T
+    pixels = g.N * g.P0 * g.P1 * g.P2
+    blocks = (g.M + ROWS - 1) // ROWS
+    for index in prange(g.G * panels * splits):
+        task = np.int64(index)  # prange counts in uint64, which mixes with int64 to float64
+        group, rest = divmod(task, panels * splits)
+        panel, split = divmod(rest, splits)
+        first, last = pixels * panel // panels, pixels * (panel + 1) // panels
+        b0, b1 = blocks * split // splits, blocks * (split + 1) // splits
+        nv = (last - first + width(S) - 1) // width(S)
+        row_bytes = nv * width(S) * size(S)
+        unfolded = work + get_thread_id() * work_bytes
+        sums = unfolded + min(BLOCK, K) * row_bytes
+        source = x + group * g.C * g.xc * size(X)
+        for r0 in range(0, K, BLOCK):
+            r1 = min(K, r0 + BLOCK)
+            pack(X, S, g, taps, source, first, last, r0, r1, unfolded, row_bytes)
+            for b in range(b0, b1):
+                # With one panel of rows the sums leave at once, and one tile's place serves all.
+                c = sums + (b - b0) * ROWS * row_bytes if K > BLOCK else sums
+                weights = a + group * a_group + b * a_block + r0 * a_step
+                biases = bias + (group * blocks + b) * ROWS * size(S)
+                multiply(
+                    S, nv, r0 == 0, r1 == K, code, r1 - r0, weights, a_step, a_row,
+                    unfolded, row_bytes, c, row_bytes, biases,
+                )  # fmt: skip
+                if r1 == K:
+                    target = y + (group * g.M + b * ROWS) * g.ym * size(Y)
+                    deliver(S, Y, g, code, c, row_bytes, min(ROWS, g.M - b * ROWS), target, first, last)
+
+
+@njit(parallel=True, nogil=True)
+def pack_weights(W, S, w, G, M, C, T, chunk, wg, wm, wc, wt, a):
+    """a[G, blocks, C * T, ROWS] in S, zeros beyond M, from w[g, m, c, t] with element strides; wt[T] are offsets.
+
+    Tasks are chunks of `chunk` channels by blocks of ROWS, the blocks running fastest: so the filters
+    are read in the order in which they lie, with chunk = C in fprop and chunk = 1 in dgrad.
+    """
+    blocks, chunks = (M + ROWS - 1) // ROWS, (C + chunk - 1) // chunk
+    for index in prange(G * chunks * blocks):
+        rest, b = divmod(np.int64(index), blocks)
+        group, part = divmod(rest, chunks)
+        rows = min(ROWS, M - b * ROWS)
+        for c in range(part * chunk, min(C, (part + 1) * chunk)):
+            for t in range(T):
+                source = w + (group * wg + b * ROWS * wm + c * wc + wt[t]) * size(W)
+                target = a + (((group * blocks + b) * C + c) * T + t) * ROWS * size(S)
+                if rows == ROWS:
+                    for i in range(ROWS):  # unrolled
+                        store(S, target, i, load(W, source, i * wm))
+                else:
+                    for i in range(ROWS):
+                        store(S, target, i, load(W, source, i * wm) if i < rows else 0)
+
+
+# ---------------------------------------------------------------- wgrad
+
+
+@njit(nogil=True)
+def pack_rows(Y, S, g, y, first, last, m0, m1, panel, row_bytes):
+    """panel[m - m0, :] = dy[m] at the outputs [first, last)."""
+    p = first
+    while p < last:
+        rest, o2 = divmod(p, g.P2)
+        rest, o1 = divmod(rest, g.P1)
+        n, o0 = divmod(rest, g.P0)
+        count = min(g.P2 - o2, last - p)
+        pixel = n * g.yn + o0 * g.y0 + o1 * g.y1 + o2 * g.y2
+        target = panel + (p - first) * size(S)
+        for m in range(m0, m1):
+            copy_row(Y, S, y + (pixel + m * g.ym) * size(Y), g.y2, target, 0, count, count)
+            target += row_bytes
+        p += count
+
+
+@njit(nogil=True)
+def clear(S, address, count):
+    for j in range(count):
+        store(S, address, j, 0)
+
+
+@njit(parallel=True, nogil=True)
+def wgrad_dot(X, Y, S, W, g, taps, x, y, w, wg, wm, wc, wt, m_tasks, k_tasks, work, work_bytes):
+    """dw[group, m, c, t], at element strides and tap offsets wt[T], for many pixels.
+
+    x is the source, y the output's gradient. Both are packed as rows of pixels and multiplied lane by
+    lane; the lanes are summed once a panel. Tasks are G x `m_tasks` x `k_tasks`, of at most DOT_M
+    output channels and DOT_K rows (c, t).
+    """
+    T = taps.shape[0]
+    K = g.C * T
+    pixels = g.N * g.P0 * g.P1 * g.P2
+    for index in prange(g.G * m_tasks * k_tasks):
+        task = np.int64(index)  # prange counts in uint64, which mixes with int64 to float64
+        group, rest = divmod(task, m_tasks * k_tasks)
+        m_task, k_task = divmod(rest, k_tasks)
+        m0, m1 = g.M * m_task // m_tasks, g.M * (m_task + 1) // m_tasks
+        r0, r1 = K * k_task // k_tasks, K * (k_task + 1) // k_tasks
+        row_bytes = DOT_PIXELS * size(S)
+        grads = work + get_thread_id() * work_bytes
+        unfolded = grads + DOT_M * row_bytes
+        sums = unfolded + DOT_K * row_bytes
+        clear(S, sums, DOT_M * DOT_K)
+        for first in range(0, pixels, DOT_PIXELS):
+            last = min(pixels, first + DOT_PIXELS)
+            pack_rows(Y, S, g, y + group * g.M * g.ym * size(Y), first, last, m0, m1, grads, row_bytes)
+            pack(X, S, g, taps, x + group * g.C * g.xc * size(X), first, last, r0, r1, unfolded, row_bytes)
+            if last - first < DOT_PIXELS:
+                clear_tail(S, grads, m1 - m0, last - first, row_bytes)
+                clear_tail(S, unfolded, r1 - r0, last - first, row_bytes)
+            steps = (last - first + width(S) - 1) // width(S)
+            # Rows beyond the task's hold anything: their sums are never stored.
+            for i in range(0, m1 - m0, DOT_ROWS):
+                for j in range(0, r1 - r0, DOT_COLS):
+                    tile = zeros(S, DOT_ROWS, DOT_COLS)
+                    a, b = grads + i * row_bytes, unfolded + j * row_bytes
+                    for k in range(steps):
+                        at = k * width(S) * size(S)
+                        tile = dot(tile, DOT_ROWS, DOT_COLS, a + at, row_bytes, b + at, row_bytes)
+                    add_sums(tile, DOT_ROWS, DOT_COLS, sums + (i * DOT_K + j) * size(S), DOT_K * size(S))
+        for i in range(m1 - m0):
+            for r in range(r0, r1):
+                c, t = divmod(r, T)
+                at = group * wg + (m0 + i) * wm + c * wc + wt[t]
+                store(W, w, at, load(S, sums, i * DOT_K + r - r0))
+
+
+@njit(parallel=True, nogil=True)
+def wgrad_outer(X, Y, S, W, g, taps, x, y, w, wg, wm, wc, wt, m_tasks, k_tasks, work, work_bytes):
+    """As `wgrad_dot`, for few pixels, where summing lanes would cost more than the products.
+
+    The source is packed as columns, [pixels][rows (c, t) in lanes], and tiles of ROWS output channels
+    are multiplied as in `gather`. Tasks are of at most OUTER_M output channels and one tile of rows.
+    """
+    T = taps.shape[0]
+    K = g.C * T
+    pixels = g.N * g.P0 * g.P1 * g.P2
+    for index in prange(g.G * m_tasks * k_tasks):
+        task = np.int64(index)
+        group, rest = divmod(task, m_tasks * k_tasks)
+        m_task, k_task = divmod(rest, k_tasks)
+        m0, m1 = g.M * m_task // m_tasks, g.M * (m_task + 1) // m_tasks
+        r0, r1 = K * k_task // k_tasks, K * (k_task + 1) // k_tasks
+        grad_bytes, row_bytes = OUTER_PIXELS * size(S), NV * VECTOR_BYTES
+        nv = (r1 - r0 + width(S) - 1) // width(S)
+        grads = work + get_thread_id() * work_bytes
+        unfolded = grads + OUTER_M * grad_bytes
+        sums = unfolded + OUTER_PIXELS * row_bytes
+        for first in range(0, pixels, OUTER_PIXELS):
+            last = min(pixels, first + OUTER_PIXELS)
+            pack_rows(Y, S, g, y + group * g.M * g.ym * size(Y), first, last, m0, m1, grads, grad_bytes)
+            pack_columns(X, S, g, taps, x + group * g.C * g.xc * size(X), first, last, r0, r1, unfolded)
+            for i in range(0, m1 - m0, ROWS):
+                multiply(
+                    S, nv, first == 0, False, 0, last - first, grads + i * grad_bytes, size(S), grad_bytes,
+                    unfolded, row_bytes, sums + i * row_bytes, row_bytes, 0,
+                )  # fmt: skip
+        for i in range(m1 - m0):
+            for r in range(r0, r1):
+                c, t = divmod(r, T)
+                at = group * wg + (m0 + i) * wm + c * wc + wt[t]
+                store(W, w, at, load(S, sums + i * row_bytes, r - r0))
+
+
+@njit(nogil=True)
+def pack_columns(X, S, g, taps, x, first, last, r0, r1, panel):
+    """panel[p - first, r - r0] = the source pixel that output p meets for row r = c * T + t."""
+    T = taps.shape[0]
+    lanes = NV * width(S)
+    p = first
+    while p < last:
+        rest, o2 = divmod(p, g.P2)
+        rest, o1 = divmod(rest, g.P1)
+        n, o0 = divmod(rest, g.P0)
+        count = min(g.P2 - o2, last - p)
+        pixel = n * g.xn + o0 * g.step0 * g.x0 + o1 * g.step1 * g.x1 + o2 * g.step2 * g.x2
+        c, t = divmod(r0, T)
+        target = panel + (p - first) * lanes * size(S)
+        for _ in range(r0, r1):
+            low = min(max(taps[t, 7] - o2, 0), count)
+            high = min(max(taps[t, 8] - o2, low), count)
+            if not (taps[t, 3] <= o0 < taps[t, 4] and taps[t, 5] <= o1 < taps[t, 6]):
+                high = low
+            offset = pixel + c * g.xc + taps[t, 0] * g.x0 + taps[t, 1] * g.x1 + taps[t, 2] * g.x2
+            source, step = x + offset * size(X), g.step2 * g.x2
+            for j in range(low):
+                store(S, target, j * lanes, 0)
+            for j in range(low, high):
+                store(S, target, j * lanes, load(X, source, j * step))
+            for j in range(high, count):
+                store(S, target, j * lanes, 0)
+            target += size(S)
+            t += 1
+            if t == T:
+                t = 0
+                c += 1
+        p += count
+
+
+@njit(nogil=True)
+def clear_tail(S, panel, rows, count, row_bytes):
+    """Zero what the last panel's rows hold beyond their `count` pixels, up to a whole vector."""
+    stop = (count + width(S) - 1) // width(S) * width(S)
+    for r in range(rows):
+        for j in range(count, stop):
+            store(S, panel + r * row_bytes, j, 0)
