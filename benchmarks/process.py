@@ -64,11 +64,11 @@ class ProcessSeat:
             pickle.dump((method, args), self.process.stdin)
             self.process.stdin.flush()
             ok, answer = self._answer(timeout)
-        except (EOFError, OSError, pickle.UnpicklingError):
-            raise Died(f"its process ended with status {self._end()}{self._last_words()}") from None
         except TimeoutError:
             self._end()
-            raise Died(f"{method} took longer than {timeout:.0f} s") from None
+            raise Died(f"{method} took longer than {timeout:g} s") from None
+        except (EOFError, OSError, pickle.UnpicklingError):
+            raise Died(f"its process ended with status {self._end()}") from None
         if ok:
             return answer
         raise answer
@@ -82,7 +82,10 @@ class ProcessSeat:
         return answer
 
     def pause(self) -> None:
+        """Stop the process; returns once it stands still."""
         self._signal("SIGSTOP")
+        if CAN_STOP and self.process is not None and self.process.poll() is None:
+            os.waitid(os.P_PID, self.process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
     def resume(self) -> None:
         self._signal("SIGCONT")
@@ -92,25 +95,22 @@ class ProcessSeat:
             with contextlib.suppress(ProcessLookupError):
                 self.process.send_signal(getattr(signal, name))
 
-    def _end(self) -> int | None:
-        """End the process, if it has not ended by itself, and forget it."""
+    def _end(self) -> str:
+        """End the process, if it has not ended by itself. Its exit status and the last line that it wrote to stderr."""
         if (process := self.process) is None:
-            return None
+            return "unknown"
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(0.2)  # a crash has a status of its own
         process.kill()
-        status = process.wait()
+        status = str(process.wait())
+        self.process = None
         for stream in (process.stdin, process.stdout):
             with contextlib.suppress(OSError):
                 stream.close()  # type: ignore[union-attr]
-        self.process = None
-        return status
-
-    def _last_words(self) -> str:
-        """The last line that the process wrote to stderr."""
-        self.messages.seek(0)
-        lines = self.messages.read().decode(errors="replace").strip().splitlines()
-        return f": {lines[-1]}" if lines else ""
+        with self.messages:
+            self.messages.seek(0)
+            lines = self.messages.read().decode(errors="replace").strip().splitlines()
+        return f"{status}: {lines[-1]}" if lines else status
 
     def close(self) -> None:
         if self.process is not None:

@@ -1,0 +1,178 @@
+"""No time for a wrong answer: kernels that cheat are planted, and none of them gets a time."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from fastconv import dispatch
+from fastconv.backends.base import Launch
+from fastconv.backends.reference import ReferenceBackend
+from fastconv.benchmarks.cases import build_cases
+from fastconv.benchmarks.peers import Refused
+from fastconv.benchmarks.peers.library import Library
+from fastconv.benchmarks.peers.numpy_im2col import NumpyIm2col
+from fastconv.benchmarks.runner import Settings, Table
+from fastconv.benchmarks.seat import Seat
+from fastconv.benchmarks.verify import AFTER, BEFORE, Expectation, operands, reference
+
+QUICK = Settings(warm=0.0, block=0.0, rewarm=0.0, rounds=2)
+CASES = {case.name: case for case in build_cases(["tiny"])}
+FPROP, MAX_DGRAD = CASES["tiny/conv3x3/fprop"], CASES["tiny/maxpool/dgrad"]
+
+
+class Planted(Library):
+    """The reference backend, its answers tampered with by `cheat(run, calls so far)`."""
+
+    def __init__(self, cheat):
+        super().__init__("reference")
+        self.cheat, self.calls = cheat, 0
+
+    def bind(self, case, given):
+        job = super().bind(case, given)
+
+        def run():
+            self.calls += 1
+            return self.cheat(job.run, self.calls)
+
+        return replace(job, run=run)
+
+
+def outcome_of(contestant, case=FPROP):
+    return Table({"planted": Seat("planted", contestant)}, QUICK).measure(case)["planted"]
+
+
+def one_off(run, calls):
+    y = run()
+    y.reshape(-1)[-1] += 1e-3 * abs(y).max()
+    return y
+
+
+def half(run, calls):
+    y = run()
+    y[..., : y.shape[-1] // 2] = 0
+    return y
+
+
+def lazy_when_warm(run, calls):
+    return run() if calls == 1 else np.zeros_like(run())
+
+
+def poisoned(run, calls):
+    y = run()
+    y[0, 0, 0, 0] = np.nan
+    return y
+
+
+def cached():
+    kept = {}
+    return lambda run, calls: kept.setdefault("y", run())
+
+
+def raises(run, calls):
+    raise FloatingPointError("out of tiles")
+
+
+def raises_later(run, calls):
+    if calls > 2:
+        raise RuntimeError("lost")
+    return run()
+
+
+@pytest.mark.parametrize(
+    ("cheat", "status", "reason"),
+    [
+        (lambda run, calls: -run(), "wrong", "wrong values on the timed data: 256 of 256"),
+        (one_off, "wrong", "1 of 256"),
+        (half, "wrong", "128 of 256"),
+        (lazy_when_warm, "wrong", "wrong values on the timed data"),
+        (poisoned, "wrong", "got nan"),
+        (cached(), "wrong", "wrong values on other data than was timed"),
+        (lambda run, calls: run().astype(np.float64), "wrong", "wrong dtype float64"),
+        (lambda run, calls: run()[..., :-1], "wrong", "wrong shape"),
+        (raises, "failed", "out of tiles"),
+        (raises_later, "failed", "lost"),
+    ],
+)
+def test_no_time_for_a_wrong_answer(cheat, status, reason):
+    outcome = outcome_of(Planted(cheat))
+    assert (outcome.status, outcome.timing, outcome.first) == (status, None, None)
+    assert reason in outcome.reason
+
+
+def test_an_honest_kernel_is_timed():
+    outcome = outcome_of(Planted(lambda run, calls: run()))
+    assert (outcome.status, outcome.reason) == ("ok", "")
+    assert outcome.timing.median > 0
+    assert len(outcome.timing.blocks) == QUICK.rounds
+    assert 0 <= outcome.error <= 1
+
+
+def test_a_gradient_sent_to_the_wrong_place():
+    assert outcome_of(Planted(lambda run, calls: np.flip(run(), -1)), MAX_DGRAD).status == "wrong"
+
+
+class Broken(ReferenceBackend):
+    """A backend whose kernel returns without computing, or does not compile."""
+
+    name = "cpu"
+
+    def __init__(self, compiles):
+        self.compiles = compiles
+
+    def plan(self, op, problem):
+        if not self.compiles:
+            raise SyntaxError("expected ';' before '}'")
+        return Launch(lambda *arrays: None, "empty", "it does nothing")
+
+
+@pytest.mark.parametrize(("compiles", "status"), [(True, "wrong"), (False, "failed")])
+def test_a_broken_backend(monkeypatch, compiles, status):
+    monkeypatch.setitem(dispatch._backends, "cpu", Broken(compiles))
+    monkeypatch.setattr(dispatch, "_launches", {})
+    outcome = outcome_of(Library("cpu"))
+    assert (outcome.status, outcome.timing) == (status, None)
+
+
+def test_one_that_leaves_does_not_disturb_the_others():
+    seats = {"bad": Seat("bad", Planted(raises_later)), "good": Seat("good", Library("reference"))}
+    outcomes = Table(seats, QUICK).measure(FPROP)
+    assert outcomes["bad"].timing is None
+    assert outcomes["good"].timing is not None
+
+
+def test_a_refusal_is_no_failure():
+    class Refusing(Library):
+        def bind(self, case, given):
+            raise Refused("not today")
+
+    outcome = outcome_of(Refusing("reference"))
+    assert (outcome.status, outcome.reason, outcome.timing) == ("refused", "not today", None)
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+@pytest.mark.parametrize("contestant", [Library("reference"), Library("cpu"), NumpyIm2col()], ids=lambda c: c.version())
+def test_right_answers_pass_on_both_data_sets(case, contestant):
+    seat, expectation = Seat("right", contestant), Expectation(case)
+    try:
+        seat.prepare(case)
+    except Refused:
+        pytest.skip("refused")
+    assert expectation.check(BEFORE, seat.first()[1]).reason is None
+    assert expectation.check(AFTER, seat.other_data()).reason is None
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+def test_right_answers_pass_in_every_dtype_and_layout(dtype, layout):
+    for case in build_cases(["tiny"], dtype=dtype, layout=layout):
+        outcome = outcome_of(Library("reference"), case)
+        assert outcome.status == "ok", f"{case.name}: {outcome.reason}"
+
+
+def test_data_is_the_same_in_every_process_and_differs_between_sets():
+    first, again, other = (operands(FPROP, data) for data in (BEFORE, BEFORE, AFTER))
+    for role in FPROP.roles:
+        assert (first[role] == again[role]).all()
+        assert (np.abs(first[role]) == other[role]).all()
+    assert (np.abs(reference(FPROP, first)) <= reference(FPROP, other) + 1e-12).all()
