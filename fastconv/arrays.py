@@ -19,6 +19,7 @@ from fastconv.problem import Ints
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 INTS = ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64")
 COMPLEX = ("complex64", "complex128")
+OPTIONAL = ("bias", "tbias", "indices")  # the operands that may be None
 BYTES = ("int8", "uint8")
 
 # ---------------------------------------------------------------- kinds
@@ -65,11 +66,14 @@ def admit(names: Sequence[str], arrays: Sequence[Any]) -> Operands:
     DTypeError
         For what is no array, and for arrays of different kinds or devices in one call.
     """
-    for array in arrays:
-        if array is not None and type(array) is not np.ndarray:
+    for name, array in zip(names, arrays, strict=True):
+        if type(array) is not np.ndarray and (array is not None or name not in OPTIONAL):
             break
     else:
         return Operands(tuple(arrays), "numpy", None)
+    for name, array in zip(names, arrays, strict=True):
+        if array is None and name not in OPTIONAL:
+            raise DTypeError(f"{name} must be an array: got None")
     present = [(name, array, kind_of(array)) for name, array in zip(names, arrays, strict=True) if array is not None]
     origins = {_origin(array) for _, array, _ in present}
     kinds = {kind for _, _, kind in present}

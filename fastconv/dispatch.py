@@ -121,9 +121,16 @@ def select(op: str, problem: Any, kind: str = "numpy", backend: str | None = Non
     return choose(op, problem, kind, backend)[1]
 
 
+def named(backend: str | None) -> str | None:
+    """The backend that was named for this call, or None where the arrays decide."""
+    if backend is not None:
+        return backend
+    return _scoped.get() or _default or os.environ.get("FASTCONV_BACKEND") or None
+
+
 def choose(op: str, problem: Any, kind: str, backend: str | None) -> tuple[str, Launch]:
     """The name of the backend beside its launch."""
-    name = backend or _scoped.get() or _default or os.environ.get("FASTCONV_BACKEND")
+    name = named(backend)
     if name is not None:
         return name, _launch(op, problem, name, kind)
     failures = []
@@ -154,7 +161,7 @@ def admit(names: tuple[str, ...], operands: tuple[Any, ...], backend: str | None
     """The arrays of a call; those of a kind that no available backend takes are refused with the reasons."""
     admitted = arrays.admit(names, operands)
     if admitted.kind != "numpy":
-        name = backend or _scoped.get() or _default or os.environ.get("FASTCONV_BACKEND")
+        name = named(backend)
         reasons = {
             candidate: _unfit(candidate, admitted.kind) for candidate in ((name,) if name else PREFERRED["cuda"])
         }

@@ -52,7 +52,7 @@ def channels_last(array):
 
 VIEWS = [transposed, sliced, negative, read_only, swapped, misaligned, channels_last]
 NAMES = ["dense", "depthwise", "pointwise", "grouped", "strided", "nhwc", "bias_relu", "conv1d", "conv3d", "mid_1x1",
-         "mid_3x3_bias_relu", "mid_depthwise"]  # fmt: skip
+         "mid_5x5", "mid_depthwise"]  # fmt: skip
 
 
 @pytest.mark.parametrize("view", VIEWS)

@@ -75,8 +75,9 @@ def check_dy(problem: PoolProblem, shape: Ints) -> None:
 
 
 def check_indices(indices: Any, problem: PoolProblem) -> None:
-    if indices.dtype.kind not in "iu":
-        raise DTypeError(f"indices must be integers, as return_indices=True gives them: got {indices.dtype}")
+    if indices is None or indices.dtype.kind not in "iu":
+        got = getattr(indices, "dtype", None)
+        raise DTypeError(f"indices must be integers, as return_indices=True gives them: got {got}")
     if indices.shape != problem.shape("y"):
         raise ShapeError(f"indices must have the shape {list(problem.shape('y'))}: got indices{list(indices.shape)}")
 
