@@ -299,9 +299,7 @@ def move(typing, storage, source, target, low, high, count):
         i32 = ir.IntType(32)
         index = ir.Constant(ir.VectorType(i32, vector.lanes), list(range(vector.lanes)))
         lane = [_splat(builder, builder.trunc(value, i32), index.type) for value in (low, high, count)]
-        inside = builder.and_(
-            builder.icmp_signed(">=", index, lane[0]), builder.icmp_signed("<", index, lane[1])
-        )
+        inside = builder.and_(builder.icmp_signed(">=", index, lane[0]), builder.icmp_signed("<", index, lane[1]))
         value = _masked(builder, "load", source, llvm, element, inside)
         _masked(builder, "store", target, llvm, element, builder.icmp_signed("<", index, lane[2]), value)
         return context.get_dummy_value()

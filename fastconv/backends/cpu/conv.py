@@ -1,13 +1,12 @@
 """Convolution on the CPU: which algorithm, and what its kernel is called with.
 
-    small      one im2col and one BLAS product in NumPy; compiles nothing, for problems that take microseconds
-    depthwise  rows of one channel at a time (C/groups = 1, one filter per channel)
-    gemm       tiled im2col + GEMM (kernels/numba_cpu/gemm.py); right for every problem
+small      one im2col and one BLAS product in NumPy; compiles nothing, for problems that take microseconds
+depthwise  rows of one channel at a time (C/groups = 1, one filter per channel)
+gemm       tiled im2col + GEMM (kernels/numba_cpu/gemm.py); right for every problem
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterator
 from functools import lru_cache
@@ -17,9 +16,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastconv import tuning
-from fastconv.arrays import name_of
 from fastconv.backends.base import Launch
 from fastconv.backends.cpu import small
+from fastconv.backends.cpu.passes import Pass, backward_axes, compute_dtype, forward_axes, storage, strides_of
 from fastconv.backends.cpu.workspace import threads, workspace
 from fastconv.problem import ACTIVATIONS, ConvProblem, Ints
 
@@ -52,9 +51,6 @@ def plan(op: str, problem: ConvProblem) -> Launch:
     return build(op, problem, why)
 
 
-# ---------------------------------------------------------------- what the kernels are told
-
-
 @lru_cache(maxsize=1)
 def kernels() -> ModuleType:
     """The compiled entry points; importing Numba waits until one is needed."""
@@ -64,101 +60,6 @@ def kernels() -> ModuleType:
     for name in ("gather", "wgrad_dot", "wgrad_outer", "pack_weights"):
         host_kernel(getattr(gemm, name))
     return gemm
-
-
-def storage(dtype: np.dtype) -> Any:
-    from fastconv.kernels.numba_cpu.memory import STORAGE
-
-    return STORAGE[name_of(dtype)]
-
-
-def compute_dtype(problem: ConvProblem) -> np.dtype:
-    """What products are summed in."""
-    return np.dtype(problem.dtype if problem.dtype in ("float64", "int32") else np.float32)
-
-
-def lift(values: Ints, fill: int) -> Ints:
-    """Values per spatial axis as three: 1-D and 2-D problems have leading unit axes."""
-    return (fill,) * (3 - len(values)) + tuple(values)
-
-
-def strides_of(array: np.ndarray) -> Ints:
-    """Element strides of a canonical operand, its spatial axes lifted to three."""
-    steps = [stride // array.itemsize for stride in array.strides]
-    return (*steps[:2], *lift(tuple(steps[2:]), 0))
-
-
-class Axis(NamedTuple):
-    """One axis of a pass: `count` outputs read source cells ``o * step + offset`` for each (tap, offset)."""
-
-    count: int
-    source: int
-    step: int
-    taps: tuple[tuple[int, int], ...]
-    start: int  # of the outputs in the result, and
-    stride: int  # how far apart they lie there
-
-
-def forward_axes(problem: ConvProblem) -> tuple[Axis, ...]:
-    window = problem.window
-    per_axis = zip(problem.out, problem.size, window.ksize, window.stride, window.dilation, window.pad, strict=True)
-    axes = [
-        Axis(out, size, s, tuple((r, r * d - low) for r in range(k)), 0, 1) for out, size, k, s, d, (low, _) in per_axis
-    ]
-    return (Axis(1, 1, 1, ((0, 0),), 0, 1),) * (3 - problem.ndim) + tuple(axes)
-
-
-def backward_axes(problem: ConvProblem) -> Iterator[tuple[Axis, ...]]:
-    """dgrad as one gather per residue of dx's cells modulo the stride: ``p = (i + pad - r * dilation) / stride``."""
-    window = problem.window
-    choices: list[list[Axis]] = [[Axis(1, 1, 1, ((0, 0),), 0, 1)]] * (3 - problem.ndim)
-    for axis, (out, size) in enumerate(zip(problem.out, problem.size, strict=True)):
-        k, s, d, (low, _) = window.ksize[axis], window.stride[axis], window.dilation[axis], window.pad[axis]
-        choices.append(
-            [
-                Axis(
-                    -(-(size - start) // s), out, 1,
-                    tuple((r, (start + low - r * d) // s) for r in range(k) if (start + low - r * d) % s == 0),
-                    start, s,
-                )
-                for start in range(min(s, size))
-            ]
-        )  # fmt: skip
-    yield from itertools.product(*choices)
-
-
-def tap_table(axes: tuple[Axis, ...]) -> tuple[np.ndarray, list[Ints]]:
-    """The kernel's int64[T, 9] (see gemm.py), and the tap's place in the window."""
-    rows, places = [], []
-    for combination in itertools.product(*(axis.taps for axis in axes)):
-        offsets, ranges = [], []
-        for axis, (_, offset) in zip(axes, combination, strict=True):
-            low = min(max(0, -(offset // axis.step)), axis.count)
-            high = min(max(low, (axis.source - 1 - offset) // axis.step + 1), axis.count)
-            offsets.append(offset)
-            ranges += [low, high]
-        rows.append(offsets + ranges)
-        places.append(tuple(place for place, _ in combination))
-    return np.array(rows, np.int64).reshape(-1, 9), places
-
-
-class Pass(NamedTuple):
-    """One call of the gather kernel: its axes, taps and the taps' places in the window."""
-
-    axes: tuple[Axis, ...]
-    taps: np.ndarray
-    places: list[Ints]
-
-    @classmethod
-    def of(cls, axes: tuple[Axis, ...]) -> Pass:
-        return cls(axes, *tap_table(axes))
-
-    @property
-    def pointwise(self) -> bool:
-        """One tap, every pixel reads itself: the spatial axes can be seen as one."""
-        return len(self.places) == 1 and all(
-            axis.step == 1 and axis.taps[0][1] == 0 and axis.count == axis.source for axis in self.axes
-        )
 
 
 def flatten(one: Pass, counts: Ints, x: Ints, y: Ints) -> tuple[np.ndarray, Ints, Ints, Ints]:
@@ -186,9 +87,7 @@ def gather(op: str, problem: ConvProblem, why: str, kept: dict[int, Any] | None 
         if y.size == 0:
             return
         for number, one in enumerate(passes):
-            part = y[(slice(None), slice(None), *_part(one, problem.ndim))]
-            if part.size == 0:
-                continue
+            part = y[(slice(None), slice(None), *one.part(problem.ndim))]
             if not one.places:
                 small.fill(problem, part, bias)
             else:
@@ -212,10 +111,6 @@ def _gather_bytes(problem: ConvProblem) -> int:
     from fastconv.kernels.numba_cpu import gemm, simd
 
     return gemm.BLOCK * simd.NV * simd.VECTOR_BYTES
-
-
-def _part(one: Pass, ndim: int) -> list[slice]:
-    return [slice(axis.start, None, axis.stride) for axis in one.axes[3 - ndim :]]
 
 
 class Weights(NamedTuple):
