@@ -19,7 +19,7 @@ from fastconv.problem import Ints
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 INTS = ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64")
 COMPLEX = ("complex64", "complex128")
-OPTIONAL = ("bias", "tbias", "indices")  # the operands that may be None
+OPTIONAL = frozenset(("bias", "tbias", "indices"))  # the operands that may be None
 BYTES = ("int8", "uint8")
 
 # ---------------------------------------------------------------- kinds
@@ -66,8 +66,8 @@ def admit(names: Sequence[str], arrays: Sequence[Any]) -> Operands:
     DTypeError
         For what is no array, and for arrays of different kinds or devices in one call.
     """
-    for name, array in zip(names, arrays, strict=True):
-        if type(array) is not np.ndarray and (array is not None or name not in OPTIONAL):
+    for at, array in enumerate(arrays):
+        if type(array) is not np.ndarray and (array is not None or names[at] not in OPTIONAL):
             break
     else:
         return Operands(tuple(arrays), "numpy", None)
