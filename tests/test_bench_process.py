@@ -70,7 +70,7 @@ def test_a_crash_is_one_missing_figure(seat):
 def test_an_endless_call_is_ended(seat):
     endless = seat("Endless")
     endless.ask("prepare", build_cases(["tiny"])[0], timeout=20)
-    with pytest.raises(Died, match="took longer than 0.2 s"):
+    with pytest.raises(Died, match=r"took longer than 0\.2 s"):
         endless.ask("first", timeout=0.2)
 
 
