@@ -336,6 +336,8 @@ def direct_cost(geometry: Geometry) -> float:
 
 def choose(problem: SignalProblem, geometry: Geometry, mode: str) -> tuple[str, str]:
     """The algorithm and why; a pure function."""
+    if not geometry.n:
+        return "numpy", "two scalars"
     estimates = costs(geometry)
     if problem.method == "fft":
         return "fft", "method='fft'"
@@ -355,7 +357,15 @@ def plan(op: str, problem: SignalProblem) -> Launch:
     def run(out: Array, in1: Array, in2: Array) -> None:
         compute(geometry, out, *geometry.operands(in1, in2))
 
-    blocks = geometry.blocks
-    config = {"size": blocks.size, "blocks": blocks.blocks, "parts": blocks.parts} if algorithm == "fft" else {}
-    held = {"fft": blocks.workspace, "direct": tiles_of(geometry).scratch, "numpy": 0}[algorithm]
-    return Launch(run, algorithm, why, config, held)
+    return Launch(run, algorithm, why, *config_of(geometry, algorithm))
+
+
+def config_of(geometry: Geometry, algorithm: str) -> tuple[dict[str, Any], int]:
+    """What `explain` shows of the algorithm, and the bytes that a thread works in."""
+    if algorithm == "fft":
+        blocks = geometry.blocks
+        return {"points": blocks.size, "blocks": blocks.blocks, "parts": blocks.parts}, blocks.workspace
+    if algorithm == "direct":
+        tiles = tiles_of(geometry)
+        return {"rows": tiles.rows, "width": tiles.width, "taps": tiles.chunk}, tiles.scratch
+    return {}, 0
