@@ -20,13 +20,17 @@ class Limits:
     flops: float
     bandwidth: float
 
+    def best(self, other: Limits | None) -> Limits:
+        """The higher of two measurements: what disturbs one can only lower it."""
+        return self if other is None else Limits(max(self.flops, other.flops), max(self.bandwidth, other.bandwidth))
+
     def bound(self, case: Case) -> tuple[float, str]:
         """The least seconds that a case can take without a better algorithm, and what binds it."""
         compute, memory = case.flops / self.flops, case.nbytes / self.bandwidth
         return (compute, "compute") if compute >= memory else (memory, "memory")
 
 
-def measure(dtype: str = "float32", size: int = 2048, copy_bytes: int = 2**27, seconds: float = 0.4) -> Limits:
+def measure(dtype: str = "float32", size: int = 1280, copy_bytes: int = 2**26, seconds: float = 0.6) -> Limits:
     """The best of repeated products and copies. 16-bit floats accumulate in float32 and are held to its product."""
     kind = np.float64 if dtype == "float64" else np.float32
     a, b = (np.full((size, size), value, kind) for value in (0.5, 2.0))

@@ -84,7 +84,7 @@ class ProcessSeat:
     def pause(self) -> None:
         """Stop the process; returns once it stands still."""
         self._signal("SIGSTOP")
-        if CAN_STOP and self.process is not None and self.process.poll() is None:
+        if CAN_STOP and hasattr(os, "waitid") and self.process is not None and self.process.poll() is None:
             os.waitid(os.P_PID, self.process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
     def resume(self) -> None:

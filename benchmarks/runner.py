@@ -194,6 +194,8 @@ def run(settings: Settings, progress: Progress = lambda done, total, what: None)
         _greet(seats, result, settings)
         result.limits = _limits(settings)
         _measure_all(Table(seats, settings), cases, result, begin + settings.budget, progress)
+        if (again := _limits(settings)) is not None:
+            result.limits = again.best(result.limits)
     except KeyboardInterrupt:
         result.interrupted = True
     finally:
@@ -219,7 +221,7 @@ def _greet(seats: dict[str, Any], result: Run, settings: Settings) -> None:
 
 
 def _limits(settings: Settings) -> Limits | None:
-    """Measured in a process of its own, which ends before the first case."""
+    """Measured in a process of its own, while the others are stopped, before and after the cases."""
     seat = ProcessSeat("numpy", settings.threads)
     try:
         limits: Limits = seat.ask("limits", settings.dtype, timeout=settings.patience)

@@ -19,11 +19,12 @@ def seconds(value: float) -> str:
 
 
 def percent(value: float | None) -> str:
-    return "-" if value is None else f"{value:.0%}"
+    return "-" if value is None else f"{value:.0%}" if value >= 0.0095 else f"{value:.2%}"
 
 
 def ratio(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}x"
+    """Two decimals, or two digits where that would say 0.00."""
+    return "-" if value is None else f"{value:.2f}x" if value >= 0.095 else f"{value:.1g}x"
 
 
 def show(doc: Document, console: Console) -> None:
@@ -34,9 +35,9 @@ def show(doc: Document, console: Console) -> None:
     console.print(_summary(doc, peers))
     for entry in problems(doc):
         console.print(
-            f"[yellow]{entry['status']}[/] {entry['contestant']}: {entry['reason']} ({_short(entry['cases'])})",
-            highlight=False,
-        )
+            f"{entry['status']} {entry['contestant']}: {brief(entry['reason'])} ({_some(entry['cases'])})",
+            style="yellow", highlight=False, markup=False,
+        )  # fmt: skip
     if limits := doc["limits"]:
         console.print(
             f"Limits measured in this run: {limits['flops'] / 1e9:.0f} GFLOP/s (matrix product), "
@@ -46,7 +47,13 @@ def show(doc: Document, console: Console) -> None:
         )
 
 
-def _short(text: str, most: int = 90) -> str:
+def brief(reason: str, most: int = 240) -> str:
+    """A compiler's pages of complaint as one line."""
+    line = " ".join(reason.split())
+    return line if len(line) <= most else line[:most] + " …"
+
+
+def _some(text: str, most: int = 90) -> str:
     return text if len(text) <= most else text[: text.rfind(",", 0, most)] + ", …"
 
 

@@ -114,8 +114,9 @@ def _add_bench(commands: Any) -> None:
     add("--backend", type=words, default=("cpu",), metavar="A,B", help="backends; the first is compared with the peers")
     add("--peers", type=words, default=(), metavar="A,B", help="libraries to run beside it: torch, numpy")
     add("--threads", type=positive(int), help="threads of each library (default: its own choice)")
-    add("--budget", type=positive(float), default=210.0, metavar="SECONDS",
-        help="begin no further case after this time; what was skipped is reported (default: 210)")  # fmt: skip
+    add("--budget", type=positive(float), metavar="SECONDS",
+        help="begin no further case after this time; what was skipped is reported "
+        "(default: 210, and 100 more for each further backend or peer)")  # fmt: skip
     add("--json", type=Path, default=Path("fastconv-report/results.json"), metavar="PATH", help="default: %(default)s")
     add("--html", type=Path, default=Path("fastconv-report/report.html"), metavar="PATH", help="default: %(default)s")
 
@@ -271,6 +272,8 @@ def _show_selftest(results: list[Any], wrong: list[Any]) -> None:
 
 
 def bench(arguments: argparse.Namespace) -> int:
+    from dataclasses import replace
+
     from fastconv import dispatch
     from fastconv.benchmarks import report, results, runner, table
     from fastconv.errors import BackendError
@@ -278,12 +281,12 @@ def bench(arguments: argparse.Namespace) -> int:
     settings = runner.Settings(
         suites=arguments.suite, passes=arguments.op, dtype=arguments.dtype, layout=arguments.layout,
         batch=arguments.batch, backends=arguments.backend, peers=arguments.peers, threads=arguments.threads,
-        budget=arguments.budget,
     )  # fmt: skip
     try:
         if not settings.cases() or not settings.backends:
             raise UsageError("nothing to run: name at least one suite, pass and backend")
-        settings.contestants()
+        budget = arguments.budget or 110.0 + 100.0 * len(settings.contestants())
+        settings = replace(settings, budget=budget)
         for name in settings.backends:
             dispatch.get(name)
         for path in (arguments.json, arguments.html):

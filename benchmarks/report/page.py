@@ -9,7 +9,7 @@ from typing import Any
 
 from fastconv.benchmarks.report import plots
 from fastconv.benchmarks.results import GROUPS, Document, problems
-from fastconv.benchmarks.table import percent, ratio, seconds
+from fastconv.benchmarks.table import brief, percent, ratio, seconds
 
 WIDE, NARROW = 980, 348  # pixels: a desk's column and a phone's
 
@@ -119,7 +119,7 @@ def _summary(doc: Document) -> str:
         shown = [names[entry["scope"]], f"{entry['timed']}/{entry['rows']}", percent(entry["fraction"])]
         for peer in peers:
             found = entry["ratios"].get(peer)
-            spread = f" <small>{found['low']:.2f}–{found['high']:.2f}</small>" if found else ""
+            spread = f" <small>{ratio(found['low'])}–{ratio(found['high'])}</small>" if found else ""
             shown.append((ratio(found["geomean"]) if found else "-") + spread)
         return shown
 
@@ -139,7 +139,6 @@ def _roofline(doc: Document) -> str:
 
 def _networks(doc: Document) -> list[str]:
     sections = []
-    kinds = _legend(((f"k{place}", name) for place, name in enumerate(plots.regimes(doc))), "box")
     for suite in dict.fromkeys(row["suite"] for row in doc["rows"]):
         bars = _plot(lambda width, suite=suite: plots.network(doc, suite, width))  # type: ignore[misc]
         dots = _plot(lambda width, suite=suite: plots.layers(doc, suite, width))  # type: ignore[misc]
@@ -148,10 +147,12 @@ def _networks(doc: Document) -> list[str]:
             f" In {entry['pass']} only the {entry['layers']} of {entry['of']} layers that everyone timed."
             for entry in left_out
         )
-        parts = [kinds + bars] if bars else []
+        present = {row["regime"] for row in doc["rows"] if row["suite"] == suite}
+        named = [(f"k{place}", name) for place, name in enumerate(plots.regimes(doc)) if name in present]
+        network = next(row["network"] for row in doc["rows"] if row["suite"] == suite)
+        parts = [_legend(named, "box") + bars] if bars else []
         if dots:
             parts.append(f"<h3>By layer</h3>{_pass_legend(doc)}{dots}")
-        network = next(row["network"] for row in doc["rows"] if row["suite"] == suite)
         sections.append(_section(network, *parts, note=note))
     return sections
 
@@ -190,7 +191,7 @@ def _ratio(row: dict[str, Any], peer: str) -> str:
 
 def _missing(doc: Document) -> str:
     found = [
-        [escape(entry["contestant"]), escape(entry["status"]), escape(entry["reason"]), escape(entry["cases"])]
+        [escape(entry["contestant"]), escape(entry["status"]), escape(brief(entry["reason"])), escape(entry["cases"])]
         for entry in problems(doc)
     ]
     if not found:

@@ -51,8 +51,12 @@ def roofline(doc: Document, width: float) -> str:
         "roof",
     )
     svg.text(x.end - 4, y(peak) - 6, f"matrix product {peak:.0f} GFLOP/s", "note", "end")
-    start = max(x.low, y.low / bandwidth) * 1.15
-    svg.text(x(start) + 2, y(start * bandwidth) - 12, f"copy {bandwidth:.0f} GB/s", "note")
+    middle = (max(x.low, y.low / bandwidth) * ridge) ** 0.5
+    label, at = f"copy {bandwidth:.0f} GB/s", (x(middle), y(middle * bandwidth))
+    if fits(label, at[0] - x.start):
+        svg.text(at[0] - 10, at[1] - 8, label, "note", "end")
+    else:
+        svg.text(at[0] + 10, at[1] + 16, label, "note")
     for row, i in zip(rows, intensity, strict=True):
         if (peer := best_peer(doc, row)) is not None:
             svg.dot(x(i), y(peer[1]["gflops"]), 3.5, "ring", f"{_name(row)}: {peer[0]} {peer[1]['gflops']:.1f} GFLOP/s")
@@ -177,7 +181,7 @@ def means(doc: Document, width: float) -> str:
     if not spans:
         return ""
     svg = Svg(width, 30 * len(spans) + 64, "geometric means per suite and pass")
-    left = 150 if width > 500 else 132
+    left = 6.9 * max(len(f"{entry['name']} {entry['group']}") for entry, _ in spans) + 12
     x = _rating_scale([value for _, span in spans for value in span], left, width - 60)
     _rating_axis(svg, doc, x, 8 + 30 * len(spans))
     for number, (entry, (low, mean, high)) in enumerate(spans):

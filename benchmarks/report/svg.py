@@ -80,7 +80,7 @@ def _round_up(value: float) -> float:
 
 def short(value: float) -> str:
     """A tick's label."""
-    return f"{value:,.0f}" if value >= 1000 else f"{value:g}" if value >= 0.01 else f"{value:.0e}"
+    return f"{value:,.0f}" if value >= 1000 else f"{value:g}" if value >= 0.001 or value == 0 else f"{value:.0e}"
 
 
 def fits(text: str, width: float) -> bool:
