@@ -121,10 +121,10 @@ def _wrapper(origin: str) -> Wrap:
 
         return to_torch
     if origin == "jaxlib":
-        return sys.modules["jax"].numpy.asarray  # type: ignore[no-any-return]
+        return sys.modules["jax"].numpy.asarray
     module = sys.modules[origin]
     if hasattr(module, "from_dlpack"):
-        return module.from_dlpack  # type: ignore[no-any-return]
+        return module.from_dlpack
     raise DTypeError(f"{origin} has no from_dlpack to give its results back; pass numpy.from_dlpack(x)")
 
 
@@ -143,11 +143,10 @@ def dtype_of(name: str) -> np.dtype:
 
 
 @lru_cache(maxsize=1024)
-def conv_dtype(*dtypes: np.dtype | None) -> str:
+def conv_dtype(first: np.dtype, second: np.dtype, bias_dtype: np.dtype | None = None) -> str:
     """The dtype of a convolution of two operands and an optional bias: floats promote, int8/uint8 give int32."""
-    first, second, *rest = dtypes
-    main = [name_of(d) for d in (first, second)]
-    bias = [name_of(d) for d in rest if d is not None]
+    main = [name_of(first), name_of(second)]
+    bias = [] if bias_dtype is None else [name_of(bias_dtype)]
     if all(name in FLOATS for name in main + bias):
         return _promote_floats(main + bias)
     if all(name in BYTES for name in main) and all(name in (*BYTES, "int32") for name in bias):
@@ -271,6 +270,6 @@ def check_out(out: Any, shape: Ints, dtype: np.dtype, inputs: Sequence[np.ndarra
 
 def _share(a: np.ndarray, b: np.ndarray) -> bool:
     try:
-        return bool(np.shares_memory(a, b, max_work=10_000))
+        return bool(np.shares_memory(a, b, max_work=10_000))  # type: ignore[arg-type]
     except np.exceptions.TooHardError:
         return True

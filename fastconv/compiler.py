@@ -13,6 +13,7 @@ import os
 import pickle
 import tempfile
 from functools import lru_cache
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,6 @@ import numba
 from numba.core import serialize
 from numba.core.compiler import CompileResult
 
-from fastconv import kernels
 from fastconv.tuning import cache_dir, warn_once
 
 
@@ -34,9 +34,11 @@ def host_kernel(dispatcher: Any) -> Any:
 @lru_cache(maxsize=1)
 def source_digest() -> str:
     """A digest of every CPU kernel's source: a change in any of them compiles all anew."""
-    folder = Path(kernels.__path__[0]) / "numba_cpu"
+    folder = files("fastconv.kernels.numba_cpu")
     digest = hashlib.sha256()
-    for path in sorted(folder.glob("*.py")):
+    for path in sorted(
+        (entry for entry in folder.iterdir() if entry.name.endswith(".py")), key=lambda entry: entry.name
+    ):
         digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()
 

@@ -31,7 +31,7 @@ def _vjp_of(forward: Callable[..., Any], build: Callable[..., Any], gives: str, 
 
     def vjp(*args: Any, out: Any = None, backend: str | None = None, **kwargs: Any) -> tuple[Any, Pullback]:
         request = forward(*args, backend=Inquiry(backend), **kwargs)
-        return build(request, out, backend)  # type: ignore[no-any-return]
+        return build(request, out, backend)
 
     vjp.__name__ = vjp.__qualname__ = name
     vjp.__signature__ = inspect.signature(forward)  # type: ignore[attr-defined]
@@ -109,7 +109,7 @@ def _conv_vjp(request: Request, out: Any, backend: str | None) -> tuple[Any, Pul
         dw = dispatch.run("conv_wgrad", bare, _plain(request, *pair), None, backend)
         db = None if bias is None else _bias_grad(request, grad, bias, backend)
         gradients = dx.astype(x.dtype, copy=False), dw.astype(w.dtype, copy=False), db
-        return tuple(_give(request, gradient) for gradient in gradients)  # type: ignore[return-value]
+        return tuple(_give(request, gradient) for gradient in gradients)
 
     return y, pullback
 

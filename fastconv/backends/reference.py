@@ -20,7 +20,7 @@ from fastconv.backends.base import Launch
 from fastconv.errors import ShapeError
 from fastconv.problem import ActivationProblem, ConvProblem, PoolProblem, SignalProblem
 
-Array = np.ndarray
+Array = Any  # NumPy's stubs know no index that is a tuple built at run time
 
 
 def wide(array: Array) -> Array:

@@ -28,7 +28,7 @@ def as_operand(name: str, value: Any) -> Any:
     return value
 
 
-def signal(in1: Any, in2: Any, mode: Any, method: Any, flip: bool, out: Any, backend: str | None) -> Any:
+def signal(in1: Any, in2: Any, mode: Any, method: Any, flip: bool, out: Any, backend: Any) -> Any:
     operands = admit(in1, in2, backend)
     in1, in2 = operands.arrays
     dtype = arrays.signal_dtype(in1.dtype, in2.dtype)
@@ -160,9 +160,7 @@ def convolve2d(
     return signal2d(in1, in2, mode, boundary, fillvalue, True, out, backend)
 
 
-def signal2d(
-    in1: Any, in2: Any, mode: Any, boundary: Any, fillvalue: Any, flip: bool, out: Any, backend: str | None
-) -> Any:
+def signal2d(in1: Any, in2: Any, mode: Any, boundary: Any, fillvalue: Any, flip: bool, out: Any, backend: Any) -> Any:
     operands = admit(in1, in2, backend)
     in1, in2 = operands.arrays
     if in1.ndim != 2 or in2.ndim != 2:

@@ -223,6 +223,8 @@ def conv_transpose_problem(
     for e, s, d in zip(extra, stride, dilation, strict=True):
         if e >= max(s, d):
             raise ShapeError(f"output_padding={e} must be smaller than stride={s} or dilation={d}")
+    pads = tuple(_less_cut(pair, e, s) for pair, e, s in zip(pads, extra, stride, strict=True))
+    extra = tuple(e if e < s else 0 for e, s in zip(extra, stride, strict=True))
     out = tuple(
         (n - 1) * s + e - low - high + more
         for n, s, e, (low, high), more in zip(size, stride, extent, pads, extra, strict=True)
@@ -234,6 +236,15 @@ def conv_transpose_problem(
         ndim, ((N,) if batched else ()) + spatial, w_shape, bias, stride, pads, dilation, groups, dtype,
         layout, weight_layout, activation, "floor", precision, True,
     )  # fmt: skip
+
+
+def _less_cut(pad: tuple[int, int], extra: int, stride: int) -> tuple[int, int]:
+    """Output padding of a stride or more as less high padding: a forward convolution has no other way to say it."""
+    if extra < stride:
+        return pad
+    if extra > pad[1]:
+        raise ShapeError(f"output_padding={extra} must be smaller than stride={stride}, or at most the padding {pad[1]}")
+    return pad[0], pad[1] - extra
 
 
 def weight_shape(weight_layout: str, K: int, C: int, ksize: Ints) -> Ints:

@@ -183,7 +183,7 @@ def _gather_pass(
 
     dtype = compute_dtype(problem)
     S = storage(dtype)
-    counts: Ints = tuple(axis.count for axis in one.axes)
+    counts: Ints = tuple(axis.outputs for axis in one.axes)
     taps, counts, xs, ys = flatten(one, counts, strides_of(x), strides_of(y))
     steps = tuple(axis.step for axis in one.axes)
     C = problem.C // problem.groups if forward else problem.K // problem.groups
@@ -231,7 +231,7 @@ def wgrad(op: str, problem: ConvProblem, why: str) -> Launch:
             dw[...] = 0
             return
         gemm = kernels()
-        counts: Ints = tuple(axis.count for axis in one.axes)
+        counts: Ints = tuple(axis.outputs for axis in one.axes)
         taps, counts, xs, ys = flatten(one, counts, strides_of(x), strides_of(dy))
         steps = tuple(axis.step for axis in one.axes)
         wg, wm, wc, offsets = _weight_strides(problem, True, one, dw)

@@ -40,7 +40,7 @@ def _row_bytes(problem: ConvProblem) -> int:
 def _geometry(problem: ConvProblem, one: Pass, x: np.ndarray, y: np.ndarray) -> Any:
     from fastconv.kernels.numba_cpu.gemm import Geometry
 
-    counts = [axis.count for axis in one.axes]
+    counts = [axis.outputs for axis in one.axes]
     steps = [axis.step for axis in one.axes]
     return Geometry(problem.N, problem.groups, 1, 1, *counts, *steps, *strides_of(x), *strides_of(y))
 

@@ -1,2 +1,3 @@
 from fastconv.backends.reference import backend
+
 plan = backend.plan

@@ -37,9 +37,9 @@ def strides_of(array: np.ndarray) -> Ints:
 
 
 class Axis(NamedTuple):
-    """One axis of a pass: `count` outputs read source cells ``o * step + offset`` for each (tap, offset)."""
+    """One axis of a pass: `outputs` results read source cells ``o * step + offset`` for each (tap, offset)."""
 
-    count: int
+    outputs: int
     source: int
     step: int
     taps: tuple[tuple[int, int], ...]
@@ -81,8 +81,8 @@ def tap_table(axes: tuple[Axis, ...]) -> tuple[np.ndarray, list[Ints]]:
     for combination in itertools.product(*(axis.taps for axis in axes)):
         offsets, ranges = [], []
         for axis, (_, offset) in zip(axes, combination, strict=True):
-            low = min(max(0, -(offset // axis.step)), axis.count)
-            high = min(max(low, (axis.source - 1 - offset) // axis.step + 1), axis.count)
+            low = min(max(0, -(offset // axis.step)), axis.outputs)
+            high = min(max(low, (axis.source - 1 - offset) // axis.step + 1), axis.outputs)
             offsets.append(offset)
             ranges += [low, high]
         rows.append(offsets + ranges)
@@ -114,5 +114,5 @@ class Pass(NamedTuple):
     def pointwise(self) -> bool:
         """One tap, every pixel reads itself: the spatial axes can be seen as one."""
         return len(self.places) == 1 and all(
-            axis.step == 1 and axis.taps[0][1] == 0 and axis.count == axis.source for axis in self.axes
+            axis.step == 1 and axis.taps[0][1] == 0 and axis.outputs == axis.source for axis in self.axes
         )

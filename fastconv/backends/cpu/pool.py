@@ -1,2 +1,282 @@
-from fastconv.backends.reference import backend
-plan = backend.plan
+"""Pooling on the CPU: which algorithm, and what its kernels are called with.
+
+    small     gathers in NumPy; compiles nothing, for problems that take microseconds
+    rows      lanes along W: the planes of one channel, split by phases of the stride
+    channels  lanes along C: for channels-last memory, and right for every problem
+    index     follows the indices of max unpooling
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import lru_cache
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from fastconv import tuning
+from fastconv.arrays import dtype_of, name_of
+from fastconv.backends.base import Launch
+from fastconv.backends.cpu.workspace import threads, workspace
+from fastconv.backends.reference import check_indices
+from fastconv.errors import ShapeError
+from fastconv.problem import Ints, PoolProblem
+
+Array = np.ndarray
+Run = Callable[..., None]
+
+SMALL_WORK = 2**14  # outputs times taps; NumPy gathers them in less time than a thread pool takes to start
+LANES = 64  # channels of a block that are adjacent
+SPREAD_LANES = 16  # channels of a block that lie far apart
+TILE_BYTES = 2**18  # of a gradient's tile: inside a core's second-level cache
+TASK_CELLS = 2**15  # of the cells that one forward task reads
+
+
+def plan(op: str, problem: PoolProblem) -> Launch:
+    algorithm, why = choose(op, problem, tuning.autotune())
+    return build(op, problem, algorithm, why)
+
+
+def choose(op: str, problem: PoolProblem, mode: str = "heuristic") -> tuple[str, str]:
+    """(algorithm, why): a pure function of the problem and the autotune mode."""
+    if op.startswith("maxunpool"):
+        return "index", "values move to and from where their indices say"
+    return "channels", "test"
+
+
+def build(op: str, problem: PoolProblem, algorithm: str, why: str) -> Launch:
+    if algorithm == "index":
+        return index(op, problem, why)
+    return channels(op, problem, why)
+
+
+# ---------------------------------------------------------------- what the kernels are told
+
+
+@lru_cache(maxsize=8)
+def kernels(name: str) -> ModuleType:
+    """A module of kernels with its entry points in the disk cache; importing Numba waits until one is needed."""
+    import importlib
+
+    from fastconv.compiler import host_kernel
+
+    module = importlib.import_module(f"fastconv.kernels.numba_cpu.{name}")
+    for entry in module.ENTRIES:
+        host_kernel(getattr(module, entry))
+    return module
+
+
+def storage(dtype: np.dtype | str) -> Any:
+    from fastconv.kernels.numba_cpu.memory import STORAGE
+
+    return STORAGE[dtype if isinstance(dtype, str) else name_of(dtype)]
+
+
+@lru_cache(maxsize=32)
+def computed(dtype: np.dtype) -> Any:
+    """The storage that values of a dtype are computed in."""
+    from fastconv.kernels.numba_cpu.memory import computed_name
+
+    return storage(computed_name(name_of(dtype)))
+
+
+def lift(values: Any, fill: Any, unit: Ints) -> tuple[Any, ...]:
+    """Values along the spatial axes with `fill` put in for the unit axes."""
+    rest = iter(values)
+    return tuple(fill if axis in unit else next(rest) for axis in range(3))
+
+
+#: The unit axes of a problem of 1, 2 or 3 axes. Tiles of a gradient are cut along the first two.
+UNIT = {1: (1, 2), 2: (1,), 3: ()}
+
+
+def operand(array: Array, unit: Ints) -> tuple[int, ...]:
+    """(address, element strides of N, C and three spatial axes)."""
+    strides = [stride // array.itemsize for stride in array.strides]
+    return (array.ctypes.data, strides[0], strides[1], *lift(strides[2:], 0, unit))
+
+
+NOWHERE = (0,) * 6
+
+
+class Windows:
+    """The windows of a problem as the kernels take them."""
+
+    def __init__(self, problem: PoolProblem):
+        self.unit = UNIT[problem.ndim]
+        axes = range(problem.ndim)
+        self.sizes = lift(problem.size, 1, self.unit)
+        self.outs = lift(problem.out, 1, self.unit)
+        self.steps = lift([problem.step(axis) for axis in axes], 1, self.unit)
+        tables = [np.array(problem.cells(axis), np.int64).reshape(-1, 2) for axis in axes]
+        self.tables = lift(tables, np.array([[0, 1]], np.int64), self.unit)
+        self.problem = problem
+
+    @property
+    def divisors(self) -> tuple[Array, ...]:
+        """Per axis, factors of what the sum of a window is divided by; 1 where that is over no cell."""
+        problem, ones = self.problem, [np.ones(n) for n in self.problem.out]
+        if problem.divisor is not None:
+            ones[0] *= problem.divisor
+            return lift(ones, np.ones(1), self.unit)
+        counts = [
+            problem.padded_counts(axis) if problem.count_include_pad else [count for _, count in problem.cells(axis)]
+            for axis in range(problem.ndim)
+        ]
+        return lift([np.maximum(count, 1.0) for count in counts], np.ones(1), self.unit)
+
+
+def adjacent(array: Array, channels: int = 1) -> bool:
+    """Whether at least `channels` channels lie next to each other."""
+    return array.strides[1] == array.itemsize and array.shape[1] >= channels
+
+
+# ---------------------------------------------------------------- lanes along C
+
+
+def channels(op: str, problem: PoolProblem, why: str) -> Launch:
+    run = channel_gradient(op, problem) if op.endswith("dgrad") else channel_forward(op, problem)
+    return Launch(run, "channels", why, {"lanes": LANES, "tile_bytes": TILE_BYTES})
+
+
+def lanes_of(array: Array) -> int:
+    """Channels per block: even parts of at most LANES where they are adjacent."""
+    C = array.shape[1]
+    if not adjacent(array):
+        return min(C, SPREAD_LANES)
+    even = -(-C // -(-C // LANES))
+    return min(C, -(-even // SPREAD_LANES) * SPREAD_LANES)
+
+
+def channel_forward(op: str, problem: PoolProblem) -> Run:
+    windows = Windows(problem)
+    unit, tables, steps, sizes = windows.unit, windows.tables, windows.steps, windows.sizes
+    divisors = windows.divisors if op == "avgpool_fprop" else None
+    row_cells = windows.outs[1] * windows.outs[2] * problem.taps
+
+    def run(y: Array, *operands: Array) -> None:
+        x = operands[-1]
+        if x.size == 0:
+            return
+        lanes = lanes_of(x)
+        rows = max(1, TASK_CELLS // (row_cells * lanes))
+        N, C = x.shape[:2]
+        tasks = N * -(-C // lanes) * -(-windows.outs[0] // rows)
+        X, S = storage(x.dtype), computed(x.dtype)
+        work_bytes = 16 * lanes + 64
+        work = workspace(work_bytes * threads()).ctypes.data
+        module, xs, ys = kernels("pool_channels"), operand(x, unit), operand(y, unit)
+        if op == "maxpool_fprop":
+            module.max_fprop(tasks, X, S, xs, ys, C, lanes, rows, tables, steps, work, work_bytes)
+        elif op == "maxpool_indices":
+            places = operand(operands[0], unit)
+            module.max_indices(tasks, X, S, xs, ys, places, C, lanes, rows, tables, steps, sizes, work, work_bytes)
+        elif op == "avgpool_fprop":
+            module.avg_fprop(tasks, X, S, xs, ys, C, lanes, rows, tables, steps, divisors, work, work_bytes)
+        else:
+            module.lp_fprop(tasks, X, S, xs, ys, C, lanes, rows, tables, steps, problem.p, work, work_bytes)
+
+    return run
+
+
+def tiles_of(sizes: Ints, lanes: int, itemsize: int) -> Ints:
+    """Rows of a gradient's tile along the first two axes."""
+    row = sizes[2] * lanes * itemsize
+    tile_b = min(sizes[1], max(1, TILE_BYTES // row))
+    return min(sizes[0], max(1, TILE_BYTES // (row * tile_b))), tile_b
+
+
+def channel_gradient(op: str, problem: PoolProblem) -> Run:
+    windows = Windows(problem)
+    unit, tables, steps, sizes = windows.unit, windows.tables, windows.steps, windows.sizes
+    divisors = windows.divisors if op == "avgpool_dgrad" else None
+
+    def run(dx: Array, dy: Array, x: Array | None = None, indices: Array | None = None) -> None:
+        if dx.size == 0:
+            return
+        if indices is not None:
+            check_windows(windows, indices)
+        N, C = dx.shape[:2]
+        G, S = storage(dy.dtype), computed(dy.dtype)
+        lanes = lanes_of(dx)
+        tiles = tiles_of(sizes, lanes, 8)
+        tasks = N * -(-C // lanes) * -(-sizes[0] // tiles[0]) * -(-sizes[1] // tiles[1])
+        work_bytes = 64 + 24 * lanes + 8 * lanes * tiles[0] * tiles[1] * sizes[2]
+        work = workspace(work_bytes * threads()).ctypes.data
+        module, dxs, dys = kernels("pool_channels"), operand(dx, unit), operand(dy, unit)
+        if op == "avgpool_dgrad":
+            module.avg_dgrad(tasks, G, S, dys, dxs, C, lanes, tiles, tables, steps, sizes, divisors, work, work_bytes)
+            return
+        X, xs = storage(x.dtype), operand(x, unit)
+        if op == "lppool_dgrad":
+            module.lp_dgrad(tasks, X, G, S, xs, dys, dxs, C, lanes, tiles, tables, steps, sizes, problem.p, work, work_bytes)
+            return
+        I, places = (storage("int64"), NOWHERE) if indices is None else (storage(indices.dtype), operand(indices, unit))
+        module.max_dgrad(
+            tasks, X, computed(x.dtype), G, S, I, xs, dys, places, dxs, C, lanes, tiles, tables, steps, sizes,
+            work, work_bytes,
+        )  # fmt: skip
+
+    return run
+
+
+# ---------------------------------------------------------------- indices
+
+
+def index(op: str, problem: PoolProblem, why: str) -> Launch:
+    unit = UNIT[problem.ndim]
+    sizes, outs = lift(problem.size, 1, unit), lift(problem.out, 1, unit)
+    cells = math.prod(sizes)
+
+    def run(result: Array, source: Array, indices: Array) -> None:
+        if result.size == 0:
+            return
+        check_indices(indices, problem, low=0)
+        N, C = result.shape[:2]
+        lanes = min(C, SPREAD_LANES) if adjacent(result) else 1
+        B, I = storage(f"uint{8 * result.itemsize}"), storage(indices.dtype)
+        module = kernels("pool_index")
+        operands = [operand(array, unit) for array in (source, indices, result)]
+        if op == "maxunpool_fprop":
+            module.unpool(B, I, *operands, N, C, lanes, outs, sizes)
+            return
+        work_bytes = cells * lanes + 64
+        work = workspace(work_bytes * threads()).ctypes.data
+        module.unpool_dgrad(B, I, *operands, N, C, lanes, outs, sizes, work, work_bytes)
+
+    return Launch(run, "index", why, {"lanes": SPREAD_LANES})
+
+
+def check_windows(windows: Windows, indices: Array) -> None:
+    """Each index is -1 or a cell of its window, else ShapeError."""
+    check_indices(indices, windows.problem, low=-1)
+    status = np.zeros(1, np.int64)
+    N, C = indices.shape[:2]
+    lanes = lanes_of(indices) if adjacent(indices) else 1
+    places = operand(indices, windows.unit)
+    I = storage(indices.dtype)
+    kernels("pool_index").check(I, places, N, C, lanes, windows.tables, windows.steps, windows.sizes, status)
+    if status[0]:
+        raise ShapeError(foreign(windows.problem, indices))
+
+
+def foreign(problem: PoolProblem, indices: Array) -> str:
+    """What is wrong with the first index that is no cell of its window."""
+    axes = range(problem.ndim)
+    at = np.unravel_index(np.maximum(indices, 0), problem.size)
+    bad = np.zeros(indices.shape, bool)
+    for axis in axes:
+        shape = [-1 if other == axis else 1 for other in axes]
+        first, count = (np.reshape(v, shape) for v in np.array(problem.cells(axis)).T)
+        into = at[axis] - first
+        bad |= (into < 0) | (into >= count * problem.step(axis)) | (into % problem.step(axis) != 0)
+    place = tuple(int(i[0]) for i in np.nonzero(bad & (indices != -1)))
+    window = ", ".join(
+        f"{n} from {first}" for first, n in (problem.cells(axis)[place[2 + axis]] for axis in axes)
+    )
+    return (
+        f"indices must be -1 or a cell of their own window: indices{list(place)} = {indices[place]} lies at "
+        f"{[int(a[place]) for a in at]}, its window has the cells {window}"
+    )

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from fastconv.backends.reference import ACTIVATIONS, taps_of
-from fastconv.problem import ConvProblem
+from fastconv.problem import ConvProblem, Ints
 
 
 def conv(op: str, problem: ConvProblem) -> Callable[..., None]:
@@ -37,13 +37,13 @@ def unfolder(problem: ConvProblem) -> Callable[[np.ndarray], np.ndarray]:
     dtype = product_dtype(problem)
     padded = tuple(n + low + high for n, (low, high) in zip(problem.size, window.pad, strict=True))
     shape = (problem.N, problem.C, *padded)
-    inside = (..., *(slice(low, low + n) for n, (low, _) in zip(problem.size, window.pad, strict=True)))
+    inside: Any = (..., *(slice(low, low + n) for n, (low, _) in zip(problem.size, window.pad, strict=True)))
     strides = [dtype.itemsize]
     for n in padded[:0:-1]:
         strides.insert(0, strides[0] * n)
     plane = math.prod(padded) * dtype.itemsize
     view = (problem.N, G, problem.C // G, *window.ksize, *problem.out)
-    steps = (plane * problem.C, plane * (problem.C // G), plane)
+    steps: Ints = (plane * problem.C, plane * (problem.C // G), plane)
     steps += tuple(s * d for s, d in zip(strides, window.dilation, strict=True))
     steps += tuple(s * step for s, step in zip(strides, window.stride, strict=True))
 
@@ -101,7 +101,7 @@ def dgrad(problem: ConvProblem) -> Callable[..., None]:
     dtype, G, window = product_dtype(problem), problem.groups, problem.window
     C, K, cells = problem.C // G, problem.K // G, math.prod(problem.out)
     padded = tuple(n + low + high for n, (low, high) in zip(problem.size, window.pad, strict=True))
-    inside = (..., *(slice(low, low + n) for n, (low, _) in zip(problem.size, window.pad, strict=True)))
+    inside: Any = (..., *(slice(low, low + n) for n, (low, _) in zip(problem.size, window.pad, strict=True)))
     reached: list[Any] = [(..., *cells) for _, cells in taps_of(problem)]
 
     def run(dx: np.ndarray, dy: np.ndarray, w: np.ndarray, bias: np.ndarray | None) -> None:
