@@ -243,7 +243,7 @@ def _less_cut(pad: tuple[int, int], extra: int, stride: int) -> tuple[int, int]:
     if extra < stride:
         return pad
     if extra > pad[1]:
-        raise ShapeError(f"output_padding={extra} must be smaller than stride={stride}, or at most the padding {pad[1]}")
+        raise ShapeError(f"output_padding={extra} must be below stride={stride}, or at most the padding {pad[1]}")
     return pad[0], pad[1] - extra
 
 
