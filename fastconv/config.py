@@ -25,19 +25,11 @@ def _version(name: str) -> str:
         return "-"
 
 
-def cpu_name() -> str:
-    try:
-        with open("/proc/cpuinfo") as file:
-            return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
 def environment() -> dict[str, Any]:
     """Everything `show_config` prints, as a dictionary that JSON can hold."""
     return {
         "versions": versions(),
-        "machine": {"system": platform.platform(), "cpu": cpu_name(), "cores": os.cpu_count()},
+        "machine": {"system": platform.platform(), "cpu": tuning.cpu_name(), "cores": os.cpu_count()},
         "backends": [
             {"name": name, "available": available, "reason": reason} for name, available, reason in dispatch.backends()
         ],

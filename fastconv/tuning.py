@@ -6,11 +6,15 @@ Backends choose by heuristics that are pure functions of the problem and the mac
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import logging
 import os
 import platform
+import statistics
 import tempfile
+import time
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
@@ -18,6 +22,7 @@ from fastconv import dispatch
 from fastconv.problem import one_of
 
 MODES = ("off", "heuristic", "measure")
+MEASURED_CALLS = 7
 log = logging.getLogger("fastconv")
 _mode: str | None = None
 
@@ -71,6 +76,39 @@ def cache_dir() -> Path:
 @lru_cache(maxsize=256)
 def warn_once(message: str) -> None:
     log.warning(message)
+
+
+def cpu_name() -> str:
+    try:
+        with open("/proc/cpuinfo") as file:
+            return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def machine() -> str:
+    """What a measured choice holds for: the processor and the versions that computed it."""
+    versions = (f"{name} {importlib.metadata.version(name)}" for name in ("fastconv", "numpy", "numba"))
+    return ", ".join([cpu_name(), *versions])
+
+
+def measured(name: str, key: str, candidates: dict[str, Callable[[], object]]) -> str:
+    """The fastest of `candidates` by their names: from disk, or timed now (medians of interleaved calls) and kept."""
+    choices = Choices(name)
+    known = choices.get(key)
+    if known in candidates:
+        return str(known)
+    times: dict[str, list[float]] = {candidate: [] for candidate in candidates}
+    for call in candidates.values():
+        call()  # compiles, and warms the caches
+    for _ in range(MEASURED_CALLS):
+        for candidate, call in candidates.items():
+            start = time.perf_counter()
+            call()
+            times[candidate].append(time.perf_counter() - start)
+    best = min(times, key=lambda candidate: statistics.median(times[candidate]))
+    choices.put(key, best)
+    return best
 
 
 class Choices:

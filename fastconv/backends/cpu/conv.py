@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from functools import lru_cache
+from functools import lru_cache, partial
 from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from fastconv import tuning
-from fastconv.backends.base import Launch
+from fastconv.arrays import dtype_of
+from fastconv.backends.base import OPS, Launch
 from fastconv.backends.cpu import small
 from fastconv.backends.cpu.passes import Pass, backward_axes, compute_dtype, forward_axes, storage, strides_of
 from fastconv.backends.cpu.workspace import threads, workspace
@@ -27,28 +28,56 @@ SMALL_CELLS = 2**17  # of the unfolded input
 PACKED_BYTES = 32 * 2**20  # of rearranged weights at a time
 
 
-def choose(op: str, problem: ConvProblem, mode: str = "heuristic") -> tuple[str, str]:
-    """(algorithm, why): a pure function of the problem and the autotune mode."""
-    if mode == "off":
-        return "gemm", "autotune is off: the algorithm that is right for every problem"
+def applicable(problem: ConvProblem) -> list[str]:
+    """The algorithms that take a problem, the one that is right for every problem first."""
+    names = ["gemm"]
     unfolded = problem.N * problem.C * problem.window.taps * math.prod(problem.out)
     if problem.macs <= SMALL_MACS and unfolded <= SMALL_CELLS:
-        return "small", f"{problem.macs} multiply-adds take less time than a thread pool needs to start"
+        names.append("small")
     if problem.groups > 1 and problem.groups == problem.C == problem.K:
+        names.append("depthwise")
+    return names
+
+
+def choose(problem: ConvProblem) -> tuple[str, str]:
+    """(algorithm, why) by the rule: a pure function of the problem."""
+    names = applicable(problem)
+    if "small" in names:
+        return "small", f"{problem.macs} multiply-adds take less time than a thread pool needs to start"
+    if "depthwise" in names:
         return "depthwise", "one filter per channel: memory-bound, a product of matrices has nothing to share"
     return "gemm", "dense or grouped: tiled im2col and register-blocked GEMM"
 
 
 def plan(op: str, problem: ConvProblem) -> Launch:
-    algorithm, why = choose(op, problem, tuning.autotune())
+    mode = tuning.autotune()
+    if mode == "off":
+        return build("gemm", op, problem, "autotune is off: the algorithm that is right for every problem")
+    if mode == "measure" and len(applicable(problem)) > 1:
+        return build(_measure(op, problem), op, problem, "the fastest when it was measured on this machine")
+    algorithm, why = choose(problem)
+    return build(algorithm, op, problem, why)
+
+
+def build(algorithm: str, op: str, problem: ConvProblem, why: str) -> Launch:
+    """The launch of one algorithm."""
     if algorithm == "small":
         return Launch(small.conv(op, problem), "small", why)
     if algorithm == "depthwise":
         from fastconv.backends.cpu import depthwise
 
         return depthwise.plan(op, problem, why)
-    build = wgrad if op == "conv_wgrad" else gather
-    return build(op, problem, why)
+    return wgrad(problem, why) if op == "conv_wgrad" else gather(op, problem, why)
+
+
+def _measure(op: str, problem: ConvProblem) -> str:
+    """Time the applicable algorithms on arrays of ones of the problem's shapes."""
+    roles, (result,) = OPS[op]
+    dtype = dtype_of("int8" if problem.dtype == "int32" else problem.dtype)
+    arrays = [None if role.endswith("bias") else np.ones(problem.dims(role), dtype) for role in roles]
+    out = np.empty(problem.dims(result), dtype_of(problem.dtype))
+    candidates = {name: partial(build(name, op, problem, "").run, out, *arrays) for name in applicable(problem)}
+    return tuning.measured("cpu", f"{op}: {problem}; {tuning.machine()}, {threads()} threads", candidates)
 
 
 @lru_cache(maxsize=1)
@@ -219,7 +248,7 @@ def _gather_pass(
 FEW_PIXELS = 1024  # below this, summing the lanes of a dot product costs more than packing columns
 
 
-def wgrad(op: str, problem: ConvProblem, why: str) -> Launch:
+def wgrad(problem: ConvProblem, why: str) -> Launch:
     one = Pass.of(forward_axes(problem))
     dtype = compute_dtype(problem)
     form = "outer" if problem.N * math.prod(problem.out) < FEW_PIXELS else "dot"
