@@ -99,10 +99,12 @@ def within(actual: Any, expected: Array, scale: Array, terms: float, repro: str,
 
 
 def within_limit(actual: Any, expected: Array, limit: Array, repro: str) -> None:
+    """Assert ``|actual - expected| <= limit``, element by element; a NaN lies within no limit."""
     a = wide(actual)
-    bad = ~(np.abs(a - expected) <= limit)
+    error = np.nan_to_num(np.abs(a - expected), nan=np.inf)
+    bad = error > limit
     if bad.any():
-        worst = np.nanmax(np.where(bad, np.abs(a - expected) / np.maximum(limit, 1e-300), 0))
+        worst = (error[bad] / np.maximum(limit[bad], 1e-300)).max()
         raise AssertionError(report(a, expected, bad, f"beyond the rounding bound, {worst:.3g} times it", repro))
 
 
