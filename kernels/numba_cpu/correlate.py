@@ -189,15 +189,25 @@ def block(X, S, Y, x, y, w, acc, axes, planes, tiles, place, r0, c0):
                 store(Y, target, j * axes[Y_STEP, -1], load(S, source, j))
 
 
-@njit(parallel=True, nogil=True)
-def correlate(X, S, Y, x, y, w, scratch, axes, planes, tiles):
-    """x, y: addresses; w[k, c, leading taps, KH, KW]: contiguous, in S; scratch: bytes, a row per thread."""
+@njit(nogil=True)
+def task_block(X, S, Y, x, y, w, scratch, axes, planes, tiles, task):
+    """Block number `task`, in the order of memory."""
     down = (axes[OUT, -2] + tiles[0] - 1) // tiles[0]
     along = (axes[OUT, -1] + tiles[1] - 1) // tiles[1]
-    places = 1
-    for axis in range(axes.shape[1] - 2):
-        places *= axes[OUT, axis]
-    for task in prange(places * down * along):
-        r0, c0 = task // along % down * tiles[0], task % along * tiles[1]
-        acc = np.int64(scratch[get_thread_id()].ctypes.data)
-        block(X, S, Y, x, y, w, acc, axes, planes, tiles, task // along // down, r0, c0)
+    r0, c0 = task // along % down * tiles[0], task % along * tiles[1]
+    acc = np.int64(scratch.ctypes.data)
+    block(X, S, Y, x, y, w, acc, axes, planes, tiles, task // along // down, r0, c0)
+
+
+@njit(parallel=True, nogil=True)
+def correlate(X, S, Y, x, y, w, scratch, axes, planes, tiles, tasks):
+    """x, y: addresses; w[k, c, leading taps, KH, KW]: contiguous, in S; scratch: bytes, a row per thread."""
+    for task in prange(tasks):
+        task_block(X, S, Y, x, y, w, scratch[get_thread_id()], axes, planes, tiles, task)
+
+
+@njit(nogil=True)
+def correlate_alone(X, S, Y, x, y, w, scratch, axes, planes, tiles, tasks):
+    """`correlate` in the calling thread: waking the others costs more than a small problem."""
+    for task in range(tasks):
+        task_block(X, S, Y, x, y, w, scratch[0], axes, planes, tiles, task)

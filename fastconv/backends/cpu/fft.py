@@ -32,10 +32,16 @@ from fastconv.problem import Ints
 
 WORKSPACE = 48 * 2**20  # bytes of a block's buffers
 LEAST = 4096  # points of a block that need no check
-BLOCK_NS = 60_000  # what a block costs beside its transforms: the interpreter
-IN_CACHE = 2**20  # bytes of a block whose transforms run in the cache
-COST_NS = {True: 0.2, False: 0.3}  # of a float64 transform per point and doubling of the points; in the cache, or not
-CALL_NS = 50_000
+
+# Nanoseconds, measured on one core of a 2023 server.
+CALL_NS, BLOCK_NS = 40_000, 30_000  # of a call and of a block beside its points: the interpreter
+POINT_NS = 2.0  # of copies, per float64 point
+COST_NS, LONG_NS, LONG = (
+    0.2,
+    0.4,
+    2**14,
+)  # of a float64 transform per point and doubling; of one with LONG points in line
+COST_OF = {"float32": 0.75, "float64": 1.0, "complex64": 1.5, "complex128": 2.0}
 
 Array = np.ndarray
 Slices = tuple[slice, ...]
@@ -54,6 +60,11 @@ def smooth(n: int, primes: Ints = (3, 5)) -> int:
         best = min(best, power * smooth(-(-n // power), primes[:-1]))
         power *= prime
     return best
+
+
+def smooth_even(n: int, primes: Ints) -> int:
+    """`smooth`, and beyond a few points a multiple of 4, which the transform is faster at."""
+    return smooth(n, primes) if n <= 16 else 4 * smooth(-(-n // 4), primes)
 
 
 @dataclass(frozen=True)
@@ -100,9 +111,9 @@ class Blocks:
     @cached_property
     def cost(self) -> float:
         """Estimated nanoseconds on one core."""
-        dtype = compute_dtype(self.dtype)
-        in_cache = self.points * dtype.itemsize <= IN_CACHE
-        transform = COST_NS[in_cache] * dtype.itemsize / 8 * self.points * max(1.0, math.log2(self.points))
+        rate = LONG_NS if max(self.size) > LONG else COST_NS
+        point = POINT_NS + rate * max(1.0, math.log2(self.points))
+        transform = COST_OF[compute_dtype(self.dtype).name] * self.points * point
         x, w, back = self.limbs
         weights = 1 if self.parts == 1 else self.blocks * self.parts
         return CALL_NS + self.blocks * self.parts * ((x + back) * transform + BLOCK_NS) + weights * w * transform
@@ -130,7 +141,7 @@ def blocks_of(n: Ints, m: Ints, start: Ints, out: Ints, dtype: str) -> Blocks:
     primes: Ints = () if dtype in BITS else (3, 5)
     step, part, best = out, m, None
     while True:
-        size = tuple(smooth(circular(*axis), primes) for axis in zip(n, m, start, out, step, part, strict=True))
+        size = tuple(smooth_even(circular(*axis), primes) for axis in zip(n, m, start, out, step, part, strict=True))
         blocks = Blocks(n, m, start, out, size, step, part, dtype)
         fits = blocks.workspace <= WORKSPACE or blocks.points <= LEAST
         if fits and (best is None or blocks.cost < best.cost):
@@ -259,46 +270,46 @@ def limbs(array: Array, limb: int, count: int) -> Iterator[Array]:
 class Exact:
     """Transforms of one thread, for integers and bools: limbs in float64, sums in int64 modulo 2**64."""
 
+    total = np.dtype(np.int64)
+
     def __init__(self, blocks: Blocks, x: Array, w: Array):
         self.transform, self.bits = Transform(blocks.size, np.dtype(np.float64)), BITS[blocks.dtype]
         x_bits, w_bits = bits_of(x), bits_of(w)
         self.limb = limb_bits(x_bits, w_bits, self.bits, blocks)
         self.x_count, self.w_count = -(-x_bits // self.limb), -(-w_bits // self.limb)
 
-    def zeros(self, shape: Ints) -> Array:
-        return np.zeros(shape, np.int64)
-
     def weights(self, taps: Array) -> list[Array]:
         return [self.transform.weights(limb) for limb in limbs(taps, self.limb, self.w_count)]
 
-    def add(self, total: Array, segment: Array, weights: list[Array], kept: Slices) -> None:
+    def product(self, segment: Array, weights: list[Array], kept: Slices) -> Array:
+        """The kept part of the circular product, modulo 2**64."""
+        total: Any = 0
         x = [self.transform.forward(limb) for limb in limbs(segment, self.limb, self.x_count)]
         for shift in range(min(len(x) + len(weights) - 1, -(-self.bits // self.limb))):
             pairs = [(x[a], weights[shift - a]) for a in range(len(x)) if 0 <= shift - a < len(weights)]
             spectrum = np.multiply(*pairs[0])
             for a, b in pairs[1:]:
                 spectrum += a * b
-            total += np.rint(self.transform.backward(spectrum, kept)).astype(np.int64) << (shift * self.limb)
+            total = total + (np.rint(self.transform.backward(spectrum, kept)).astype(np.int64) << (shift * self.limb))
+        return total  # type: ignore[no-any-return]
 
 
 class Floats:
     """Transforms of one thread, for floats and complex numbers."""
 
     def __init__(self, blocks: Blocks, x: Array, w: Array):
-        self.dtype = compute_dtype(blocks.dtype)
-        self.transform = Transform(blocks.size, self.dtype)
+        self.total = compute_dtype(blocks.dtype)
+        self.transform = Transform(blocks.size, self.total)
         self.spectrum = np.empty(self.transform.shape, self.transform.complex)
 
-    def zeros(self, shape: Ints) -> Array:
-        return np.zeros(shape, self.dtype)
-
     def weights(self, taps: Array) -> Array:
-        return self.transform.weights(taps.astype(self.dtype, copy=False))
+        return self.transform.weights(taps.astype(self.total, copy=False))
 
-    def add(self, total: Array, segment: Array, weights: Array, kept: Slices) -> None:
-        spectrum = self.transform.forward(segment.astype(self.dtype, copy=False), self.spectrum)
+    def product(self, segment: Array, weights: Array, kept: Slices) -> Array:
+        """The kept part of the circular product; overwritten by the next one."""
+        spectrum = self.transform.forward(segment.astype(self.total, copy=False), self.spectrum)
         spectrum *= weights
-        total += self.transform.backward(spectrum, kept)
+        return self.transform.backward(spectrum, kept)
 
 
 # ---------------------------------------------------------------- overlap-save
@@ -310,17 +321,26 @@ def pieces(extents: Ints, steps: Ints) -> list[Slices]:
     return list(itertools.product(*axes))
 
 
-def meet(blocks: Blocks, block: Slices, part: Slices) -> tuple[Slices, Slices] | None:
-    """The segment of x that a block of outputs meets with a part of the taps, and where its circular result is kept."""
-    segment, kept = [], []
+@dataclass(frozen=True)
+class Meeting:
+    """What a block of outputs meets with a part of the taps, per axis."""
+
+    segment: Slices  # of x
+    kept: Slices  # of the circular product of both
+    within: Slices  # the block, where that goes
+
+
+def meet(blocks: Blocks, block: Slices, part: Slices) -> Meeting | None:
+    axes = []
     for n, m, start, o, i in zip(blocks.n, blocks.m, blocks.start, block, part, strict=True):
-        taps, first = i.stop - i.start, o.start + start - (m - 1) + i.start  # of output o, with the first tap
-        low, high = max(first, 0), min(first + o.stop - o.start + taps - 1, n)
-        if low >= high:
+        taps, count, first = i.stop - i.start, o.stop - o.start, o.start + start - (m - 1) + i.start
+        low, high = max(first, 0), min(first + count + taps - 1, n)  # output 0 meets x[first] with tap 0
+        skip = max(0, low - first - (taps - 1))  # outputs that end before x begins
+        if low >= high or skip >= count:
             return None
-        segment.append(slice(low, high))
-        kept.append(slice(first - low + taps - 1, first - low + taps - 1 + o.stop - o.start))
-    return tuple(segment), tuple(kept)
+        kept = first - low + taps - 1
+        axes.append((slice(low, high), slice(kept + skip, kept + count), slice(skip, count)))
+    return Meeting(*zip(*axes, strict=True))
 
 
 def correlate(blocks: Blocks, out: Array, x: Array, w: Array) -> None:
@@ -330,14 +350,21 @@ def correlate(blocks: Blocks, out: Array, x: Array, w: Array) -> None:
     parts = pieces(blocks.m, blocks.part)
     shared = method(blocks, x, w).weights(w) if len(parts) == 1 else None
 
+    def block_of(own: Any, block: Slices) -> Any:
+        total: Any = 0 if shared is not None else np.zeros(out[block].shape, own.total)
+        for part in parts:
+            met = meet(blocks, block, part)
+            if met is None:
+                continue
+            if shared is not None:
+                return own.product(x[met.segment], shared, met.kept)
+            total[met.within] += own.product(x[met.segment], own.weights(w[part]), met.kept)
+        return total
+
     def work(mine: list[Slices]) -> None:
         own = method(blocks, x, w)
         for block in mine:
-            total = own.zeros(out[block].shape)
-            for part in parts:
-                met = meet(blocks, block, part)
-                if met is not None:
-                    own.add(total, x[met[0]], own.weights(w[part]) if shared is None else shared, met[1])
+            total = block_of(own, block)
             out[block] = total != 0 if out.dtype == bool else total
 
     todo = pieces(blocks.out, blocks.step)

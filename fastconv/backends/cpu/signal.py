@@ -30,12 +30,14 @@ from fastconv.problem import ITEMSIZE, Ints, SignalProblem
 
 Array = np.ndarray
 
-# Nanoseconds, measured on one core of a 2023 server (AVX-512). Only their ratios matter, and those
-# of arithmetic are alike from machine to machine.
-CALL_NS, TAP_NS, TAP_BYTE_NS = 5_000, 3_000, 0.2  # numpy: a product for each tap; per byte of output
-LINE_NS, LINE_OUT_NS, LINE_MAC_NS = 4_000, 20, 0.15  # numpy.correlate; the last for 4 bytes
-LAUNCH_NS, MAC_NS, SLAB_NS = 40_000, 0.03, 0.5  # the kernel; per 4-byte product, per packed element
+# Nanoseconds of one core of a 2023 server (AVX-512); the ratios, which decide, are alike on other machines.
+CALL_NS, TAP_NS, TAP_BYTE_NS = 5_000, 3_500, 0.2  # numpy: a product for each tap; per byte of output
+LINE_NS, LINE_OUT_NS, LINE_BYTE_NS = 5_000, 8, 0.0125  # numpy.correlate; the last per byte of products
+FEW_TAPS, FEW_TAPS_NS = 11, 2  # to which numpy.correlate has a faster loop
+LINE_EXACT_NS = 0.6  # numpy.correlate, per product that no BLAS computes
+LAUNCH_NS, MAC_BYTE_NS, SLAB_BYTE_NS = 45_000, 0.0065, 0.15  # the kernel; per byte of products and of packed input
 SMALL_NS = 400_000  # beyond this, NumPy alone is not considered
+ALONE_NS = 200_000  # below this, the kernel runs in the calling thread
 FEW_MACS = 10**8  # products with NaNs and infinities that are added apart from the transforms
 
 #: What a dtype is computed in directly, where it is not itself.
@@ -149,6 +151,7 @@ class Tiles:
     width: int
     chunk: int  # columns of taps that meet one slab
     scratch: int  # bytes per thread
+    tasks: int
 
 
 VECTOR = 64  # bytes; narrower ones only make `width` a multiple of more lanes
@@ -179,7 +182,8 @@ def tiles_of(geometry: Geometry) -> Tiles:
         rows //= 2
     chunk = min(m[-1], max(16, SLAB // ((rows + m[-2] - 1) * size) - width))
     scratch = (count * rows * width + (rows + m[-2] - 1) * (width + chunk)) * size
-    return Tiles(order, rows, width, chunk, scratch)
+    tasks = math.prod(out[:-2]) * -(-out[-2] // rows) * -(-out[-1] // width)
+    return Tiles(order, rows, width, chunk, scratch, tasks)
 
 
 def kernel_axes(out: Ints) -> Ints:
@@ -194,13 +198,13 @@ def kernel_axes(out: Ints) -> Ints:
     return tuple(order)
 
 
-@lru_cache(maxsize=1)
-def kernel() -> Callable[..., None]:
+@lru_cache(maxsize=2)
+def kernel(alone: bool) -> Callable[..., None]:
     """The compiled entry point; importing Numba waits until it is needed."""
     from fastconv.compiler import host_kernel
     from fastconv.kernels.numba_cpu import correlate
 
-    entry: Callable[..., None] = host_kernel(correlate.correlate)
+    entry: Callable[..., None] = host_kernel(correlate.correlate_alone if alone else correlate.correlate)
     return entry
 
 
@@ -220,10 +224,13 @@ def by_kernel(geometry: Geometry, out: Array, x: Array, w: Array) -> None:
     axes = np.array([[unit] * missing + row for unit, row in zip((1, 1, 1, 0, 0, 0), rows, strict=True)], np.int64)
     stored, name = signed(geometry.dtype), computed(geometry.dtype)
     size, stored_size = np.dtype(name).itemsize, x.itemsize // count
-    scratch = workspace(threads() * tiles.scratch)[: threads() * tiles.scratch].reshape(threads(), -1)
-    kernel()(
+    alone = tiles.tasks == 1 or direct_cost(geometry) < ALONE_NS
+    workers = 1 if alone else threads()
+    scratch = workspace(workers * tiles.scratch)[: workers * tiles.scratch].reshape(workers, -1)
+    kernel(alone)(
         STORAGE[stored], STORAGE[name], STORAGE[stored], x.ctypes.data, y.ctypes.data, packed(w, name), scratch, axes,
         (count, 1, 1), (tiles.rows, tiles.width, tiles.chunk, VECTOR // size, size, stored_size, stored_size),
+        tiles.tasks,
     )  # fmt: skip
 
 
@@ -318,9 +325,17 @@ def costs(geometry: Geometry) -> dict[str, float]:
 def numpy_cost(geometry: Geometry) -> float:
     size, taps, outs = ITEMSIZE[geometry.dtype], math.prod(geometry.m), math.prod(geometry.out)
     if len(geometry.n) == 1:
-        return LINE_NS + outs * (LINE_OUT_NS + taps * LINE_MAC_NS * size / 4)
+        return LINE_NS + outs * line_cost(geometry.dtype, taps)
     fewer, longer = min(taps, outs), max(taps, outs)
     return CALL_NS + fewer * (TAP_NS + longer * size * TAP_BYTE_NS)
+
+
+def line_cost(dtype: str, taps: int) -> float:
+    if dtype in fft.BITS:
+        return LINE_OUT_NS + taps * LINE_EXACT_NS
+    if taps <= FEW_TAPS and planes(dtype) == 1:
+        return FEW_TAPS_NS
+    return LINE_OUT_NS + taps * LINE_BYTE_NS * max(4, ITEMSIZE[dtype]) * planes(dtype)
 
 
 def direct_cost(geometry: Geometry) -> float:
@@ -331,7 +346,7 @@ def direct_cost(geometry: Geometry) -> float:
     padded = math.prod(out[:-1]) * -(-out[-1] // lanes) * lanes
     macs = padded * math.prod(m) * planes(geometry.dtype) ** 2
     packs = padded * math.prod(m[:-2]) * planes(geometry.dtype)
-    return LAUNCH_NS + macs * size / 4 * MAC_NS + packs * SLAB_NS
+    return LAUNCH_NS + size * (macs * MAC_BYTE_NS + packs * SLAB_BYTE_NS)
 
 
 def choose(problem: SignalProblem, geometry: Geometry, mode: str) -> tuple[str, str]:
