@@ -182,7 +182,7 @@ def draw(params: Params, history: list[tuple[float, float]], image: Array, path:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train a small CNN on 8x8 digits with fastconv's gradients.")
-    parser.add_argument("--epochs", type=int, default=40)
+    parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--seed", type=int, default=1, help="of the split, the first weights and the batches")
     parser.add_argument("--output", type=Path, default=Path("fastconv-report/digits.png"), help=".png, .svg or .pdf")
     args = parser.parse_args()
