@@ -5,6 +5,7 @@ import textwrap
 
 import pytest
 
+from fastconv.benchmarks import runner
 from fastconv.benchmarks.cases import build_cases
 from fastconv.benchmarks.peers import Absent, make, peer_names
 from fastconv.benchmarks.process import Died, ProcessSeat
@@ -92,6 +93,7 @@ def test_a_stopped_process_is_stopped(seat):
 
 
 def test_a_run_reports_who_was_not_there(monkeypatch):
+    monkeypatch.setattr(runner, "_limits", lambda settings: None)
     monkeypatch.setattr(Settings, "contestants", lambda self: ["fastconv.reference", "nowhere:Nobody"])
     found = run(Settings(suites=("tiny",), passes=("fprop",), warm=0.0, block=0.0, rewarm=0.0, rounds=1))
     assert "No module named 'nowhere'" in found.absent["nowhere:Nobody"]
@@ -99,7 +101,8 @@ def test_a_run_reports_who_was_not_there(monkeypatch):
     assert all(row.outcomes["nowhere:Nobody"].status == "absent" for row in found.rows)
 
 
-def test_what_the_budget_leaves_out_is_skipped():
+def test_what_the_budget_leaves_out_is_skipped(monkeypatch):
+    monkeypatch.setattr(runner, "_limits", lambda settings: None)
     found = run(Settings(suites=("tiny",), backends=("reference",), budget=0.0))
     assert {outcome.status for row in found.rows for outcome in row.outcomes.values()} == {"skipped"}
     assert "the budget of 0 s" in found.rows[0].outcomes["fastconv.reference"].reason

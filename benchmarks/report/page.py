@@ -17,8 +17,9 @@ METHOD = """
 <p>Every figure was <b>verified before and after</b> it was timed, element by element against the float64
 reference: the first result, the last timed one, and one for other data written into the same memory. A
 contestant that was wrong anywhere has no time. <b>error/bound</b> is the largest error found, as a share of
-what rounding allows that element; 1 would be the limit. Convolutions in float32 are held to 1e-5 of the
-largest <code>conv(|x|, |w|)</code> within 8 outputs around, everything else to the rounding bound of its own sum.</p>
+what rounding allows that element; 1 would be the limit. fastconv's float32 convolutions are held to 1e-5 of the
+largest <code>conv(|x|, |w|)</code> within 8 outputs around, everything else to the rounding bound of its own sum
+(other libraries to whichever allows more).</p>
 <p>Each library runs in a process of its own that is stopped while the others run. Blocks of calls take turns
 in a rotating order; a time is the median call, p20 and p80 beside it, and a ratio is the median over blocks of
 the same round. Calls are the public functions with warm caches, as in a loop; results are new arrays. The first
