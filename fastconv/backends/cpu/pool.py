@@ -1,9 +1,9 @@
 """Pooling on the CPU: which algorithm, and what its kernels are called with.
 
-    small     gathers in NumPy; compiles nothing, for problems that take microseconds
-    rows      lanes along W: the planes of one channel, split by phases of the stride
-    channels  lanes along C: for channels-last memory, and right for every problem
-    index     follows the indices of max unpooling
+small     gathers in NumPy; compiles nothing, for problems that take microseconds
+rows      lanes along W: the planes of one channel, split by phases of the stride
+channels  lanes along C: for channels-last memory, and right for every problem
+index     follows the indices of max unpooling
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import numpy as np
 from fastconv import tuning
 from fastconv.arrays import dtype_of, name_of
 from fastconv.backends.base import Launch
+from fastconv.backends.cpu import pool_small
 from fastconv.backends.cpu.workspace import threads, workspace
 from fastconv.backends.reference import check_indices
 from fastconv.errors import ShapeError
@@ -28,6 +29,7 @@ Array = np.ndarray
 Run = Callable[..., None]
 
 SMALL_WORK = 2**14  # outputs times taps; NumPy gathers them in less time than a thread pool takes to start
+SMALL_CELLS = 2**16
 LANES = 64  # channels of a block that are adjacent
 SPREAD_LANES = 16  # channels of a block that lie far apart
 TILE_BYTES = 2**18  # of a gradient's tile: inside a core's second-level cache
@@ -41,12 +43,19 @@ def plan(op: str, problem: PoolProblem) -> Launch:
 
 def choose(op: str, problem: PoolProblem, mode: str = "heuristic") -> tuple[str, str]:
     """(algorithm, why): a pure function of the problem and the autotune mode."""
+    outputs = problem.N * problem.C * math.prod(problem.out)
+    cells = problem.N * problem.C * math.prod(problem.size)
+    taps = 1 if op.startswith("maxunpool") else problem.taps
+    if mode != "off" and outputs * taps <= SMALL_WORK and cells <= SMALL_CELLS:
+        return "small", f"{outputs} outputs of {taps} taps take less time than a thread pool needs to start"
     if op.startswith("maxunpool"):
         return "index", "values move to and from where their indices say"
-    return "channels", "test"
+    return "channels", "lanes along C: right for every window and layout"
 
 
 def build(op: str, problem: PoolProblem, algorithm: str, why: str) -> Launch:
+    if algorithm == "small":
+        return Launch(pool_small.pool(op, problem), "small", why)
     if algorithm == "index":
         return index(op, problem, why)
     return channels(op, problem, why)
@@ -211,7 +220,9 @@ def channel_gradient(op: str, problem: PoolProblem) -> Run:
             return
         X, xs = storage(x.dtype), operand(x, unit)
         if op == "lppool_dgrad":
-            module.lp_dgrad(tasks, X, G, S, xs, dys, dxs, C, lanes, tiles, tables, steps, sizes, problem.p, work, work_bytes)
+            module.lp_dgrad(
+                tasks, X, G, S, xs, dys, dxs, C, lanes, tiles, tables, steps, sizes, problem.p, work, work_bytes
+            )
             return
         I, places = (storage("int64"), NOWHERE) if indices is None else (storage(indices.dtype), operand(indices, unit))
         module.max_dgrad(
@@ -259,24 +270,4 @@ def check_windows(windows: Windows, indices: Array) -> None:
     I = storage(indices.dtype)
     kernels("pool_index").check(I, places, N, C, lanes, windows.tables, windows.steps, windows.sizes, status)
     if status[0]:
-        raise ShapeError(foreign(windows.problem, indices))
-
-
-def foreign(problem: PoolProblem, indices: Array) -> str:
-    """What is wrong with the first index that is no cell of its window."""
-    axes = range(problem.ndim)
-    at = np.unravel_index(np.maximum(indices, 0), problem.size)
-    bad = np.zeros(indices.shape, bool)
-    for axis in axes:
-        shape = [-1 if other == axis else 1 for other in axes]
-        first, count = (np.reshape(v, shape) for v in np.array(problem.cells(axis)).T)
-        into = at[axis] - first
-        bad |= (into < 0) | (into >= count * problem.step(axis)) | (into % problem.step(axis) != 0)
-    place = tuple(int(i[0]) for i in np.nonzero(bad & (indices != -1)))
-    window = ", ".join(
-        f"{n} from {first}" for first, n in (problem.cells(axis)[place[2 + axis]] for axis in axes)
-    )
-    return (
-        f"indices must be -1 or a cell of their own window: indices{list(place)} = {indices[place]} lies at "
-        f"{[int(a[place]) for a in at]}, its window has the cells {window}"
-    )
+        raise ShapeError(pool_small.foreign(windows.problem, indices))

@@ -1,0 +1,390 @@
+"""Pooling with channels as lanes, v1: the algorithm that is right for every window and every layout.
+
+Forward:  y[n, c, p] = fold over the cells of window p of x[n, c, cell]
+Gradient: dx[n, c, cell] = sum over the windows p that meet the cell of its share of dy[n, c, p]
+
+Lanes are `lanes` channels, adjacent in channels-last memory; any other stride works and is slower.
+Forward, a task is (image, `rows` output rows along A, block of channels). In a gradient, a task owns a
+tile of dx, (image, `tile_a` x `tile_b` rows, block of channels), and runs over every window that
+meets it: nothing is shared, and each cell adds its windows in row-major order however the tiles lie.
+
+Workspace per thread: a few rows of lanes, and for a gradient its tile, in the type computed in.
+"""
+
+import numpy as np
+from numba import get_thread_id, njit, prange
+from numba.extending import overload
+
+from fastconv.kernels.numba_cpu.memory import STORAGE, load, size, store, zero
+from fastconv.kernels.numba_cpu.pool import (
+    MAX,
+    POWER,
+    SIZE,
+    SUM,
+    Kind,
+    beats,
+    clip,
+    fill,
+    fold,
+    lowest,
+    number,
+    power,
+    touching,
+)
+
+PLACE = STORAGE["int64"]
+
+
+# ---------------------------------------------------------------- one window
+
+
+@njit(inline="always")
+def window_at(tables, a, b, w):
+    """(first, count) along each axis of the window of output (a, b, w)."""
+    ta, tb, tw = tables
+    return ta[a, 0], ta[a, 1], tb[b, 0], tb[b, 1], tw[w, 0], tw[w, 1]
+
+
+@njit(nogil=True)
+def fold_window(kind, X, S, x, base, window, steps, n, total, scale, p):
+    """Fold every cell of a window into `n` lanes of scratch; `base` is the offset of image and channel."""
+    a, a_count, b, b_count, w, w_count = window
+    for i in range(a_count):
+        for j in range(b_count):
+            row = base + (a + i * steps[0]) * x[3] + (b + j * steps[1]) * x[4] + w * x[5]
+            for k in range(w_count):
+                at = row + k * steps[2] * x[5]
+                if x[2] == 1:
+                    for lane in range(n):
+                        cell = load(X, x[0], at + lane)
+                        store(S, total, lane, fold(kind, load(S, total, lane), cell, load(S, scale, lane), p))
+                else:
+                    for lane in range(n):
+                        cell = load(X, x[0], at + lane * x[2])
+                        store(S, total, lane, fold(kind, load(S, total, lane), cell, load(S, scale, lane), p))
+
+
+@njit(inline="always")
+def meet(X, S, x, index, flat, best, place, lane):
+    """Keep a value and its flat offset where it beats the maximum so far."""
+    value, kept = load(X, x, index), load(S, best, lane)
+    wins = beats(value, kept)
+    store(S, best, lane, value if wins else kept)
+    store(PLACE, place, lane, flat if wins else load(PLACE, place, lane))
+
+
+@njit(nogil=True)
+def find_window(X, S, x, base, window, steps, sizes, n, best, place):
+    """The maximum of a window and the flat offset of its first place, per lane; -1 of no cell."""
+    a, a_count, b, b_count, w, w_count = window
+    first = (a * sizes[1] + b) * sizes[2] + w
+    fill(S, best, n, lowest(X))
+    fill(PLACE, place, n, first if a_count * b_count * w_count > 0 else -1)
+    for i in range(a_count):
+        for j in range(b_count):
+            row = base + (a + i * steps[0]) * x[3] + (b + j * steps[1]) * x[4] + w * x[5]
+            flat_row = ((a + i * steps[0]) * sizes[1] + b + j * steps[1]) * sizes[2] + w
+            for k in range(w_count):
+                at, flat = row + k * steps[2] * x[5], flat_row + k * steps[2]
+                if x[2] == 1:
+                    for lane in range(n):
+                        meet(X, S, x[0], at + lane, flat, best, place, lane)
+                else:
+                    for lane in range(n):
+                        meet(X, S, x[0], at + lane * x[2], flat, best, place, lane)
+
+
+@njit(nogil=True)
+def norm_window(X, S, x, base, window, steps, n, total, scale, p):
+    """(sum |x|^p)^(1/p) of a window per lane, scaled by its largest so that nothing overflows."""
+    one = number(S, 1)
+    fill(S, scale, n, zero(S))
+    fold_window(SIZE, X, S, x, base, window, steps, n, scale, scale, p)
+    for lane in range(n):
+        largest = load(S, scale, lane)
+        store(S, scale, lane, largest if largest > 0 and largest < np.inf else one)
+    fill(S, total, n, zero(S))
+    fold_window(POWER, X, S, x, base, window, steps, n, total, scale, p)
+    for lane in range(n):
+        root = load(S, total, lane) ** number(S, 1.0 / p)
+        store(S, total, lane, load(S, scale, lane) * root)
+
+
+@njit(nogil=True)
+def put(S, Y, total, y, base, n):
+    """Lanes of scratch to their channels of y."""
+    if y[2] == 1:
+        for lane in range(n):
+            store(Y, y[0], base + lane, load(S, total, lane))
+    else:
+        for lane in range(n):
+            store(Y, y[0], base + lane * y[2], load(S, total, lane))
+
+
+@njit(nogil=True)
+def get(Y, S, y, base, n, total):
+    for lane in range(n):
+        store(S, total, lane, load(Y, y[0], base + lane * y[2]))
+
+
+# ---------------------------------------------------------------- forward
+
+
+@njit(inline="always")
+def block_of(task, rows, outs, lanes, C):
+    """(image, first output row, past the last, first channel, channels) of a forward task."""
+    blocks, chunks = -(-C // lanes), -(-outs // rows)
+    block, rest = task % blocks, task // blocks
+    a = rest % chunks * rows
+    return rest // chunks, a, min(a + rows, outs), block * lanes, min(lanes, C - block * lanes)
+
+
+@njit(inline="always")
+def offset(y, image, c, a, b, w):
+    return image * y[1] + c * y[2] + a * y[3] + b * y[4] + w * y[5]
+
+
+@njit(nogil=True)
+def max_block(task, X, S, x, y, C, lanes, rows, tables, steps, total):
+    ta, tb, tw = tables
+    image, a0, a1, c, n = block_of(task, rows, len(ta), lanes, C)
+    base = image * x[1] + c * x[2]
+    for a in range(a0, a1):
+        for b in range(len(tb)):
+            for w in range(len(tw)):
+                fill(S, total, n, lowest(X))
+                fold_window(MAX, X, S, x, base, window_at(tables, a, b, w), steps, n, total, total, 0.0)
+                put(S, X, total, y, offset(y, image, c, a, b, w), n)
+
+
+@njit(nogil=True)
+def indices_block(task, X, S, x, y, indices, C, lanes, rows, tables, steps, sizes, best):
+    ta, tb, tw = tables
+    place = best + lanes * 8
+    image, a0, a1, c, n = block_of(task, rows, len(ta), lanes, C)
+    base = image * x[1] + c * x[2]
+    for a in range(a0, a1):
+        for b in range(len(tb)):
+            for w in range(len(tw)):
+                find_window(X, S, x, base, window_at(tables, a, b, w), steps, sizes, n, best, place)
+                put(S, X, best, y, offset(y, image, c, a, b, w), n)
+                put(PLACE, PLACE, place, indices, offset(indices, image, c, a, b, w), n)
+
+
+@njit(nogil=True, error_model="numpy")
+def avg_block(task, X, S, x, y, C, lanes, rows, tables, steps, divisors, total):
+    ta, tb, tw = tables
+    image, a0, a1, c, n = block_of(task, rows, len(ta), lanes, C)
+    base = image * x[1] + c * x[2]
+    for a in range(a0, a1):
+        for b in range(len(tb)):
+            for w in range(len(tw)):
+                fill(S, total, n, zero(S))
+                fold_window(SUM, X, S, x, base, window_at(tables, a, b, w), steps, n, total, total, 0.0)
+                divide(S, total, n, divisors[0][a] * divisors[1][b] * divisors[2][w])
+                put(S, X, total, y, offset(y, image, c, a, b, w), n)
+
+
+@njit(nogil=True, error_model="numpy")
+def divide(S, total, n, divisor):
+    by = number(S, divisor)
+    for lane in range(n):
+        store(S, total, lane, load(S, total, lane) / by)
+
+
+@njit(nogil=True, error_model="numpy")
+def lp_block(task, X, S, x, y, C, lanes, rows, tables, steps, p, total):
+    ta, tb, tw = tables
+    image, a0, a1, c, n = block_of(task, rows, len(ta), lanes, C)
+    base = image * x[1] + c * x[2]
+    for a in range(a0, a1):
+        for b in range(len(tb)):
+            for w in range(len(tw)):
+                window = window_at(tables, a, b, w)
+                norm_window(X, S, x, base, window, steps, n, total, total + lanes * 8, p)
+                put(S, X, total, y, offset(y, image, c, a, b, w), n)
+
+
+# ---------------------------------------------------------------- gradients: what one window gives one cell
+
+
+ALL, PLACED, SLOPE = map(Kind, ("all", "placed", "slope"))
+
+
+def share_of(kind, S, share, flat, place, value, norm, p):
+    """What a window with gradient `share` gives to one of its cells."""
+    raise NotImplementedError("only inside kernels")
+
+
+@overload(share_of, inline="always")
+def _share_of(kind, S, share, flat, place, value, norm, p):
+    return {
+        "all": lambda kind, S, share, flat, place, value, norm, p: share,
+        "placed": lambda kind, S, share, flat, place, value, norm, p: share if place == flat else zero(S),
+        "slope": lambda kind, S, share, flat, place, value, norm, p: share * slope(S, value, norm, p),
+    }[kind.kind]
+
+
+@njit(inline="always")
+def slope(S, value, norm, p):
+    """sign(x) * (|x| / y)^(p - 1), 0 where x is 0."""
+    one = number(S, 1)
+    size = power(one if value == 0 else abs(value) / (one if norm == 0 else norm), p - 1)
+    signed = -size if value < 0 else size
+    return value if value != value else (zero(S) if value == 0 else signed)
+
+
+@njit(nogil=True, error_model="numpy")
+def spread(kind, X, S, x, base, window, steps, sizes, tile, lanes, n, dx, share, scratch, p):
+    """Add what a window gives to each of its cells inside the tile."""
+    a, a_count, b, b_count, w, w_count = window
+    a0, a1, b0, b1 = tile
+    i0, i1 = clip(a, a_count, steps[0], a0, a1)
+    j0, j1 = clip(b, b_count, steps[1], b0, b1)
+    for i in range(i0, i1):
+        for j in range(j0, j1):
+            cell_a, cell_b = a + i * steps[0], b + j * steps[1]
+            row = base + cell_a * x[3] + cell_b * x[4]
+            for k in range(w_count):
+                cell_w = w + k * steps[2]
+                flat = (cell_a * sizes[1] + cell_b) * sizes[2] + cell_w
+                at = row + cell_w * x[5]
+                target = dx + (((cell_a - a0) * (b1 - b0) + cell_b - b0) * sizes[2] + cell_w) * lanes * size(S)
+                for lane in range(n):
+                    place, norm = load(PLACE, scratch, lane), load(S, scratch, lane)
+                    value = number(S, load(X, x[0], at + lane * x[2]))
+                    gift = share_of(kind, S, load(S, share, lane), flat, place, value, norm, p)
+                    store(S, target, lane, load(S, target, lane) + gift)
+
+
+@njit(inline="always")
+def tile_of(task, sizes, tile_a, tile_b, lanes, C):
+    """(image, tile, first channel, channels) of a gradient's task."""
+    blocks, across = -(-C // lanes), -(-sizes[1] // tile_b)
+    block, rest = task % blocks, task // blocks
+    b0, rest = rest % across * tile_b, rest // across
+    down = -(-sizes[0] // tile_a)
+    a0 = rest % down * tile_a
+    tile = (a0, min(a0 + tile_a, sizes[0]), b0, min(b0 + tile_b, sizes[1]))
+    return rest // down, tile, block * lanes, min(lanes, C - block * lanes)
+
+
+@njit(nogil=True)
+def deliver(S, Y, total, dx, base, tile, sizes, lanes, n):
+    """The finished tile to dx."""
+    a0, a1, b0, b1 = tile
+    source = total
+    for a in range(a0, a1):
+        for b in range(b0, b1):
+            for w in range(sizes[2]):
+                put(S, Y, source, dx, base + a * dx[3] + b * dx[4] + w * dx[5], n)
+                source += lanes * size(S)
+
+
+@njit(nogil=True, error_model="numpy")
+def max_tile(task, X, SX, G, S, I, x, dy, indices, dx, C, lanes, tiles, tables, steps, sizes, share):
+    place, best, total = share + lanes * 8, share + lanes * 16, share + lanes * 24
+    image, tile, c, n = tile_of(task, sizes, tiles[0], tiles[1], lanes, C)
+    a0, a1 = touching(tables[0], steps[0], tile[0], tile[1])
+    b0, b1 = touching(tables[1], steps[1], tile[2], tile[3])
+    fill(S, total, (tile[1] - tile[0]) * (tile[3] - tile[2]) * sizes[2] * lanes, zero(S))
+    base = image * x[1] + c * x[2]
+    for a in range(a0, a1):
+        for b in range(b0, b1):
+            for w in range(len(tables[2])):
+                window = window_at(tables, a, b, w)
+                if indices[0] != 0:
+                    get(I, PLACE, indices, offset(indices, image, c, a, b, w), n, place)
+                else:
+                    find_window(X, SX, x, base, window, steps, sizes, n, best, place)
+                get(G, S, dy, offset(dy, image, c, a, b, w), n, share)
+                spread(PLACED, X, S, x, base, window, steps, sizes, tile, lanes, n, total, share, place, 0.0)
+    deliver(S, G, total, dx, image * dx[1] + c * dx[2], tile, sizes, lanes, n)
+
+
+@njit(nogil=True, error_model="numpy")
+def avg_tile(task, G, S, dy, dx, C, lanes, tiles, tables, steps, sizes, divisors, share):
+    total = share + lanes * 8
+    image, tile, c, n = tile_of(task, sizes, tiles[0], tiles[1], lanes, C)
+    a0, a1 = touching(tables[0], steps[0], tile[0], tile[1])
+    b0, b1 = touching(tables[1], steps[1], tile[2], tile[3])
+    fill(S, total, (tile[1] - tile[0]) * (tile[3] - tile[2]) * sizes[2] * lanes, zero(S))
+    for a in range(a0, a1):
+        for b in range(b0, b1):
+            for w in range(len(tables[2])):
+                get(G, S, dy, offset(dy, image, c, a, b, w), n, share)
+                divide(S, share, n, divisors[0][a] * divisors[1][b] * divisors[2][w])
+                window = window_at(tables, a, b, w)
+                spread(ALL, G, S, dx, 0, window, steps, sizes, tile, lanes, n, total, share, share, 0.0)
+    deliver(S, G, total, dx, image * dx[1] + c * dx[2], tile, sizes, lanes, n)
+
+
+@njit(nogil=True, error_model="numpy")
+def lp_tile(task, X, G, S, x, dy, dx, C, lanes, tiles, tables, steps, sizes, p, share):
+    norm, scale, total = share + lanes * 8, share + lanes * 16, share + lanes * 24
+    image, tile, c, n = tile_of(task, sizes, tiles[0], tiles[1], lanes, C)
+    a0, a1 = touching(tables[0], steps[0], tile[0], tile[1])
+    b0, b1 = touching(tables[1], steps[1], tile[2], tile[3])
+    fill(S, total, (tile[1] - tile[0]) * (tile[3] - tile[2]) * sizes[2] * lanes, zero(S))
+    base = image * x[1] + c * x[2]
+    for a in range(a0, a1):
+        for b in range(b0, b1):
+            for w in range(len(tables[2])):
+                window = window_at(tables, a, b, w)
+                norm_window(X, S, x, base, window, steps, n, norm, scale, p)
+                get(G, S, dy, offset(dy, image, c, a, b, w), n, share)
+                spread(SLOPE, X, S, x, base, window, steps, sizes, tile, lanes, n, total, share, norm, p)
+    deliver(S, G, total, dx, image * dx[1] + c * dx[2], tile, sizes, lanes, n)
+
+
+# ---------------------------------------------------------------- entry points
+
+
+@njit(parallel=True, nogil=True)
+def max_fprop(tasks, X, S, x, y, C, lanes, rows, tables, steps, work, work_bytes):
+    for task in prange(tasks):
+        max_block(task, X, S, x, y, C, lanes, rows, tables, steps, work + get_thread_id() * work_bytes)
+
+
+@njit(parallel=True, nogil=True)
+def max_indices(tasks, X, S, x, y, indices, C, lanes, rows, tables, steps, sizes, work, work_bytes):
+    for task in prange(tasks):
+        scratch = work + get_thread_id() * work_bytes
+        indices_block(task, X, S, x, y, indices, C, lanes, rows, tables, steps, sizes, scratch)
+
+
+@njit(parallel=True, nogil=True)
+def avg_fprop(tasks, X, S, x, y, C, lanes, rows, tables, steps, divisors, work, work_bytes):
+    for task in prange(tasks):
+        avg_block(task, X, S, x, y, C, lanes, rows, tables, steps, divisors, work + get_thread_id() * work_bytes)
+
+
+@njit(parallel=True, nogil=True)
+def lp_fprop(tasks, X, S, x, y, C, lanes, rows, tables, steps, p, work, work_bytes):
+    for task in prange(tasks):
+        lp_block(task, X, S, x, y, C, lanes, rows, tables, steps, p, work + get_thread_id() * work_bytes)
+
+
+@njit(parallel=True, nogil=True)
+def max_dgrad(tasks, X, SX, G, S, I, x, dy, indices, dx, C, lanes, tiles, tables, steps, sizes, work, work_bytes):
+    """From x, or from checked indices where they have an address."""
+    for task in prange(tasks):
+        scratch = work + get_thread_id() * work_bytes
+        max_tile(task, X, SX, G, S, I, x, dy, indices, dx, C, lanes, tiles, tables, steps, sizes, scratch)
+
+
+@njit(parallel=True, nogil=True)
+def avg_dgrad(tasks, G, S, dy, dx, C, lanes, tiles, tables, steps, sizes, divisors, work, work_bytes):
+    for task in prange(tasks):
+        scratch = work + get_thread_id() * work_bytes
+        avg_tile(task, G, S, dy, dx, C, lanes, tiles, tables, steps, sizes, divisors, scratch)
+
+
+@njit(parallel=True, nogil=True)
+def lp_dgrad(tasks, X, G, S, x, dy, dx, C, lanes, tiles, tables, steps, sizes, p, work, work_bytes):
+    for task in prange(tasks):
+        scratch = work + get_thread_id() * work_bytes
+        lp_tile(task, X, G, S, x, dy, dx, C, lanes, tiles, tables, steps, sizes, p, scratch)
+
+
+ENTRIES = ("max_fprop", "max_indices", "avg_fprop", "lp_fprop", "max_dgrad", "avg_dgrad", "lp_dgrad")
