@@ -14,7 +14,7 @@ import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
 
@@ -92,7 +92,7 @@ def machine() -> str:
     return ", ".join([cpu_name(), *versions])
 
 
-def measured(name: str, key: str, candidates: dict[str, Callable[[], object]]) -> str:
+def measured(name: str, key: str, candidates: Mapping[str, Callable[[], object]]) -> str:
     """The fastest of `candidates` by their names: from disk, or timed now (medians of interleaved calls) and kept."""
     choices = Choices(name)
     known = choices.get(key)

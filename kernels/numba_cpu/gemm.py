@@ -38,6 +38,7 @@ from fastconv.kernels.numba_cpu.simd import (
     dot,
     get,
     move,
+    move_every,
     outer,
     put,
     relu,
@@ -100,20 +101,27 @@ def _copy_row(X, S, source, step, target, low, high, count):
         for j in range(max(low, high), count):
             store(S, target, j, 0)
 
+    if not X.stored == S.stored == computed_name(X.stored):
+        return each
+    elements = njit(nogil=True)(each)
+
     def vectors(X, S, source, step, target, low, high, count):
         if step == 1:
             for j in range(0, count, width(S)):
                 at = j * size(S)
                 move(S, source + at, target + at, low - j, high - j, count - j)
+        elif step == 2:
+            for j in range(0, count, width(S)):
+                at = j * size(S)
+                move_every(S, 2, source + 2 * at, target + at, low - j, high - j, count - j)
+        elif step == 4:
+            for j in range(0, count, width(S)):
+                at = j * size(S)
+                move_every(S, 4, source + 4 * at, target + at, low - j, high - j, count - j)
         else:
-            for j in range(low):
-                store(S, target, j, 0)
-            for j in range(low, high):
-                store(S, target, j, load(X, source, j * step))
-            for j in range(max(low, high), count):
-                store(S, target, j, 0)
+            elements(X, S, source, step, target, low, high, count)
 
-    return vectors if X.stored == S.stored == computed_name(X.stored) else each
+    return vectors
 
 
 @njit(nogil=True)

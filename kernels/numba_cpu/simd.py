@@ -307,6 +307,37 @@ def move(typing, storage, source, target, low, high, count):
     return types.void(storage, *(types.int64,) * 5), generate
 
 
+@intrinsic(prefer_literal=True)
+def move_every(typing, storage, step, source, target, low, high, count):
+    """`move` of every `step`-th element, 2 or 4: target[:count] = source[: count * step : step] inside [low, high)."""
+    element = getattr(types, computed_name(storage.stored))
+    vector, step_by = VectorType(element), step.literal_value
+
+    def generate(context, builder, signature, args):
+        _, _, source, target, low, high, count = args
+        llvm = _llvm(context, vector)
+        i32, lanes = ir.IntType(32), vector.lanes
+        low, high, count = (builder.trunc(value, i32) for value in (low, high, count))
+        scale = ir.Constant(i32, step_by)
+        first = _splat(builder, builder.mul(low, scale), ir.VectorType(i32, lanes))
+        last = _splat(builder, builder.mul(builder.sub(high, ir.Constant(i32, 1)), scale), first.type)
+        parts = []
+        for part in range(step_by):
+            index = ir.Constant(first.type, list(range(part * lanes, (part + 1) * lanes)))
+            inside = builder.and_(builder.icmp_signed(">=", index, first), builder.icmp_signed("<=", index, last))
+            address = builder.add(source, _i64(part * VECTOR_BYTES))
+            parts.append(_masked(builder, "load", address, llvm, element, inside))
+        while len(parts) > 1:  # keep the even lanes of each pair, until every `step`-th is left
+            even = ir.Constant(first.type, list(range(0, 2 * lanes, 2)))
+            parts = [builder.shuffle_vector(a, b, even) for a, b in zip(parts[::2], parts[1::2], strict=True)]
+        lane = ir.Constant(first.type, list(range(lanes)))
+        within = builder.icmp_signed("<", lane, _splat(builder, count, first.type))
+        _masked(builder, "store", target, llvm, element, within, parts[0])
+        return context.get_dummy_value()
+
+    return types.void(storage, step, *(types.int64,) * 5), generate
+
+
 def _masked(builder, what, address, llvm, element, mask, value=None):
     """llvm.masked.load (zeros where the mask is off) or llvm.masked.store."""
     i32 = ir.IntType(32)
