@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -180,7 +180,9 @@ class Transform:
         self.shape = (*size[:-1], size[-1] // 2 + 1) if self.real else size
         # NumPy's forward transform goes by float64 for float32 unless its factor is a float32 too: better for
         # few points, slow for many.
-        self.norm = "ortho" if self.complex == np.complex64 and math.prod(size) > FEW_POINTS else "backward"
+        self.norm: Literal["ortho", "backward"] = (
+            "ortho" if self.complex == np.complex64 and math.prod(size) > FEW_POINTS else "backward"
+        )
         self._back: Array | None = None
 
     def forward(self, segment: Array, out: Array | None = None) -> Array:
@@ -293,7 +295,7 @@ class Exact:
             for a, b in pairs[1:]:
                 spectrum += a * b
             total = total + (np.rint(self.transform.backward(spectrum, kept)).astype(np.int64) << (shift * self.limb))
-        return total  # type: ignore[no-any-return]
+        return total
 
 
 class Floats:

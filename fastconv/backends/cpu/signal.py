@@ -271,7 +271,10 @@ def direct(geometry: Geometry, out: Array, x: Array, w: Array) -> None:
     """The kernel on finite taps; then the products of the other taps, one by one."""
     if finite(w):
         return by_kernel(geometry, out, x, w)
-    plain, bad = specials(w)
+    _, bad = specials(w)
+    # Their place takes their sign: with an infinity of x, 0 would give NaN where infinity is right.
+    ones = np.ones((), w.dtype) if w.dtype.kind == "c" else np.copysign(np.ones((), w.dtype), w)
+    plain = np.where(np.isfinite(w), w, ones)
     by_kernel(geometry, out, x, plain)
     add_specials(geometry, out, x, w, bad)
 
