@@ -13,6 +13,8 @@ layout and every slice. `load` widens what it reads to the type that is computed
 Numba has no 16-bit floats on the CPU, so float16 and bfloat16 are converted here, from their bits.
 """
 
+from functools import lru_cache
+
 import numpy as np
 from llvmlite import ir
 from numba import njit, types
@@ -49,9 +51,12 @@ class StorageType(types.Type):
 register_model(StorageType)(models.OpaqueModel)
 
 
+_storage_type = lru_cache(maxsize=None)(StorageType)  # every launch asks for the types of its arguments
+
+
 @typeof_impl.register(Storage)
 def _typeof_storage(value, context):
-    return StorageType(value.name)
+    return _storage_type(value.name)
 
 
 @unbox(StorageType)

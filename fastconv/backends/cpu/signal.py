@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -65,7 +65,7 @@ class Geometry:
         n, m = (m, n) if swapped else (n, m)
         return Geometry(n, m, problem.start, problem.out, problem.dtype, swapped)
 
-    @property
+    @cached_property
     def offset(self) -> Ints:
         """Where in x the first output meets the first tap."""
         return tuple(start - (m - 1) for start, m in zip(self.start, self.m, strict=True))
@@ -85,7 +85,16 @@ class Geometry:
             sources.append(slice(low + offset + i, high + offset + i))
         return tuple(outs), tuple(sources)
 
-    @property
+    @cached_property
+    def tiles(self) -> Tiles:
+        return tiles_of(self)
+
+    @cached_property
+    def alone(self) -> bool:
+        """Whether the kernel runs in the calling thread: waking the others costs more than a small problem."""
+        return self.tiles.tasks == 1 or direct_cost(self) < ALONE_NS
+
+    @cached_property
     def blocks(self) -> fft.Blocks:
         return fft.blocks_of(self.n, self.m, self.start, self.out, self.dtype)
 
@@ -216,7 +225,7 @@ def by_kernel(geometry: Geometry, out: Array, x: Array, w: Array) -> None:
         by_kernel(geometry, copy, x, w)
         out[...] = copy
         return
-    tiles, count = tiles_of(geometry), planes(geometry.dtype)
+    tiles, count = geometry.tiles, planes(geometry.dtype)
     x, y, w = (array.transpose(tiles.order) for array in (x if steps(x) is not None else x.copy(), out, w))
     sizes = (geometry.out, geometry.n, geometry.m, geometry.offset)
     rows = [[row[axis] for axis in tiles.order] for row in sizes] + [list(steps(x) or ()), list(steps(y) or ())]
@@ -224,10 +233,9 @@ def by_kernel(geometry: Geometry, out: Array, x: Array, w: Array) -> None:
     axes = np.array([[unit] * missing + row for unit, row in zip((1, 1, 1, 0, 0, 0), rows, strict=True)], np.int64)
     stored, name = signed(geometry.dtype), computed(geometry.dtype)
     size, stored_size = np.dtype(name).itemsize, x.itemsize // count
-    alone = tiles.tasks == 1 or direct_cost(geometry) < ALONE_NS
-    workers = 1 if alone else threads()
+    workers = 1 if geometry.alone else threads()
     scratch = workspace(workers * tiles.scratch)[: workers * tiles.scratch].reshape(workers, -1)
-    kernel(alone)(
+    kernel(geometry.alone)(
         STORAGE[stored], STORAGE[name], STORAGE[stored], x.ctypes.data, y.ctypes.data, packed(w, name), scratch, axes,
         (count, 1, 1), (tiles.rows, tiles.width, tiles.chunk, VECTOR // size, size, stored_size, stored_size),
         tiles.tasks,
@@ -236,7 +244,7 @@ def by_kernel(geometry: Geometry, out: Array, x: Array, w: Array) -> None:
 
 def steps(array: Array) -> Ints | None:
     """The strides in elements, in reals for complex arrays; None where they are not whole."""
-    size = array.itemsize // planes(array.dtype.name)
+    size = array.itemsize // (2 if array.dtype.kind == "c" else 1)
     return None if any(stride % size for stride in array.strides) else tuple(s // size for s in array.strides)
 
 
@@ -343,7 +351,7 @@ def line_cost(dtype: str, taps: int) -> float:
 
 def direct_cost(geometry: Geometry) -> float:
     """Full vectors of outputs are computed, and x is packed again for each leading tap."""
-    tiles, size = tiles_of(geometry), np.dtype(computed(geometry.dtype)).itemsize
+    tiles, size = geometry.tiles, np.dtype(computed(geometry.dtype)).itemsize
     out, m = [geometry.out[a] for a in tiles.order], [geometry.m[a] for a in tiles.order]
     lanes = VECTOR // size
     padded = math.prod(out[:-1]) * -(-out[-1] // lanes) * lanes
@@ -384,6 +392,6 @@ def config_of(geometry: Geometry, algorithm: str) -> tuple[dict[str, Any], int]:
         blocks = geometry.blocks
         return {"points": blocks.size, "blocks": blocks.blocks, "parts": blocks.parts}, blocks.workspace
     if algorithm == "direct":
-        tiles = tiles_of(geometry)
+        tiles = geometry.tiles
         return {"rows": tiles.rows, "width": tiles.width, "taps": tiles.chunk}, tiles.scratch
     return {}, 0
