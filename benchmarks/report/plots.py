@@ -216,7 +216,7 @@ def _rating_axis(svg: Svg, doc: Document, x: Scale, bottom: float) -> None:
     kind, label = measure_of(doc)
     for value in x.ticks(int((x.end - x.start) / 52)):
         svg.line(x(value), 8, x(value), bottom)
-        shown = f"{value:g}x" if kind == "ratio" else f"{value:.0%}" if value >= 0.01 else f"{value:.1%}"
+        shown = f"{value:g}x" if kind == "ratio" else f"{100 * value:g}%"
         svg.text(x(value), bottom + 16, shown, anchor="middle")
     svg.line(x(1), 4, x(1), bottom + 3, "one")
     if not fits(label, svg.width):
