@@ -17,14 +17,14 @@ LIMIT = 64 * 2**20
 
 #: Layers whose im2col matrix would take several times the limit of two threads.
 LAYERS = {
-    "vgg": "conv2d n=1 c=64 size=224 k=64 ksize=3 pad=1",
+    "vgg": "conv2d n=1 c=64 size=256 k=64 ksize=3 pad=1",
     "5x5": "conv2d n=2 c=32 size=160 k=32 ksize=5 pad=2",
     "depthwise": "conv2d n=4 c=64 size=128 k=64 ksize=7 pad=3 groups=64",
-    "dilated": "conv2d n=1 c=64 size=192 k=32 ksize=3 pad=4 dilation=4",
+    "dilated": "conv2d n=1 c=64 size=256 k=32 ksize=3 pad=4 dilation=4",
     "strided": "conv2d n=2 c=48 size=255 k=48 ksize=5 stride=2 pad=2",
     "1d": "conv1d n=4 c=64 size=30000 k=64 ksize=9 pad=4",
     "3d": "conv3d n=1 c=16 size=40x64x64 k=16 ksize=3 pad=1",
-    "nhwc": "conv2d n=1 c=64 size=224 k=64 ksize=3 pad=1 layout=NHWC",
+    "nhwc": "conv2d n=1 c=64 size=256 k=64 ksize=3 pad=1 layout=NHWC",
 }
 OPS = ("conv_fprop", "conv_dgrad", "conv_wgrad", "conv_transpose")
 
@@ -74,7 +74,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before - data)
 @pytest.mark.parametrize("op", ["conv_fprop", "conv_dgrad", "conv_wgrad"])
 def test_resident_memory(op, name):
     """The whole process, native allocations too: what a large layer adds to a small one of its kind."""
-    small = LAYERS[name].replace("size=224", "size=28").replace("size=160", "size=24").replace("size=128", "size=16")
+    small = LAYERS[name].replace("size=256", "size=28").replace("size=160", "size=24").replace("size=128", "size=16")
     command = [sys.executable, "-c", RESIDENT, op, LAYERS[name], small]
     environment = dict(os.environ, NUMBA_NUM_THREADS="2")
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
