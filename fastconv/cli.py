@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
-OK, MISMATCH, USAGE = 0, 1, 2
+OK, MISMATCH, USAGE, INTERRUPTED = 0, 1, 2, 130
 POOLS = {"max": "maxpool", "avg": "avgpool", "lp": "lppool"}
 
 
@@ -28,7 +28,7 @@ class Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program on `argv` (default: the command line); returns the exit status.
 
-    0 is success, 1 a wrong result of the library, 2 a bad argument.
+    0 is success, 1 a wrong result of the library, 2 a bad argument, 130 a Ctrl-C.
     """
     try:
         arguments = build_parser().parse_args(argv)
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return USAGE
     except KeyboardInterrupt:
         print("fastconv: interrupted", file=sys.stderr)
-        return 130
+        return INTERRUPTED
 
 
 # ---------------------------------------------------------------- arguments
@@ -303,4 +303,6 @@ def bench(arguments: argparse.Namespace) -> int:
     arguments.html.write_text(report.render(doc), encoding="utf-8")
     table.show(doc, _console())
     print(f"{run.seconds:.0f} s. Report: {arguments.html}  Data: {arguments.json}")
+    if run.interrupted:
+        return INTERRUPTED
     return MISMATCH if results.failed(doc) else OK
