@@ -26,7 +26,7 @@ def number(storage, value):
     raise NotImplementedError("only inside kernels")
 
 
-@overload(lowest, inline="always")
+@overload(lowest)
 def _lowest(storage):
     real = storage.stored in (*FLOATS, "float64")
     bound = -np.inf if real else np.iinfo(storage.stored).min
@@ -34,20 +34,20 @@ def _lowest(storage):
     return lambda storage: value
 
 
-@overload(number, inline="always")
+@overload(number)
 def _number(storage, value):
     computed = getattr(np, computed_name(storage.stored))
     return lambda storage, value: computed(value)
 
 
-@njit(inline="always")
+@njit(nogil=True)
 def larger(kept, value):
     """max in which a NaN is the largest and stays."""
     rest = kept if kept > value else value
     return kept if kept != kept else rest
 
 
-@njit(inline="always")
+@njit(nogil=True)
 def beats(value, kept):
     """Whether `value` replaces an earlier maximum: ties go to the first, and so do NaNs."""
     return value > kept or (value != value and kept == kept)
@@ -91,7 +91,7 @@ def fold(kind, total, value, scale, p):
     raise NotImplementedError("only inside kernels")
 
 
-@overload(fold, inline="always")
+@overload(fold)
 def _fold(kind, total, value, scale, p):
     return {
         "max": lambda kind, total, value, scale, p: larger(total, value),
@@ -101,7 +101,7 @@ def _fold(kind, total, value, scale, p):
     }[kind.kind]
 
 
-@njit(inline="always")
+@njit(nogil=True)
 def power(base, p):
     if p == 2:
         return base * base
@@ -124,7 +124,7 @@ def touching(table, step, low, high):
     return start, stop
 
 
-@njit(inline="always")
+@njit(nogil=True)
 def clip(first, count, step, low, high):
     """The taps [t0, t1) of a window whose cells lie in [low, high)."""
     t0 = max(0, -((first - low) // step))

@@ -38,7 +38,7 @@ PLACE = STORAGE["int64"]
 # ---------------------------------------------------------------- one window
 
 
-@njit(inline="always")
+@njit(nogil=True)
 def window_at(tables, a, b, w):
     """(first, count) along each axis of the window of output (a, b, w)."""
     ta, tb, tw = tables
@@ -64,7 +64,7 @@ def fold_window(kind, X, S, x, base, window, steps, n, total, scale, p):
                         store(S, total, lane, fold(kind, load(S, total, lane), cell, load(S, scale, lane), p))
 
 
-@njit(inline="always")
+@njit(nogil=True)
 def meet(X, S, x, index, flat, best, place, lane):
     """Keep a value and its flat offset where it beats the maximum so far."""
     value, kept = load(X, x, index), load(S, best, lane)
@@ -130,7 +130,7 @@ def get(Y, S, y, base, n, total):
 # ---------------------------------------------------------------- forward
 
 
-@njit(inline="always")
+@njit(nogil=True)
 def block_of(task, rows, outs, lanes, C):
     """(image, first output row, past the last, first channel, channels) of a forward task."""
     blocks, chunks = -(-C // lanes), -(-outs // rows)
@@ -139,7 +139,7 @@ def block_of(task, rows, outs, lanes, C):
     return rest // chunks, a, min(a + rows, outs), block * lanes, min(lanes, C - block * lanes)
 
 
-@njit(inline="always")
+@njit(nogil=True)
 def offset(y, image, c, a, b, w):
     return image * y[1] + c * y[2] + a * y[3] + b * y[4] + w * y[5]
 
@@ -216,7 +216,7 @@ def share_of(kind, S, share, flat, place, value, norm, p):
     raise NotImplementedError("only inside kernels")
 
 
-@overload(share_of, inline="always")
+@overload(share_of)
 def _share_of(kind, S, share, flat, place, value, norm, p):
     return {
         "all": lambda kind, S, share, flat, place, value, norm, p: share,
@@ -225,7 +225,7 @@ def _share_of(kind, S, share, flat, place, value, norm, p):
     }[kind.kind]
 
 
-@njit(inline="always")
+@njit(nogil=True)
 def slope(S, value, norm, p):
     """sign(x) * (|x| / y)^(p - 1), 0 where x is 0."""
     one = number(S, 1)
@@ -257,7 +257,7 @@ def spread(kind, X, S, x, base, window, steps, sizes, tile, lanes, n, dx, share,
                     store(S, target, lane, load(S, target, lane) + gift)
 
 
-@njit(inline="always")
+@njit(nogil=True)
 def tile_of(task, sizes, tile_a, tile_b, lanes, C):
     """(image, tile, first channel, channels) of a gradient's task."""
     blocks, across = -(-C // lanes), -(-sizes[1] // tile_b)

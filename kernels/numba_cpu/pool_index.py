@@ -18,12 +18,12 @@ from fastconv.kernels.numba_cpu.memory import STORAGE, load, store, zero
 SEEN = STORAGE["uint8"]
 
 
-@njit(inline="always")
+@njit(nogil=True)
 def offset(y, image, c, a, b, w):
     return image * y[1] + c * y[2] + a * y[3] + b * y[4] + w * y[5]
 
 
-@njit(inline="always")
+@njit(nogil=True)
 def belongs(flat, window, steps, sizes):
     """Whether a flat offset is a cell of a window: look for the row of the window that it lies in."""
     a, a_count, b, b_count, w, w_count = window
@@ -55,7 +55,7 @@ def check(I, indices, N, C, lanes, tables, steps, sizes, status):
             status[0] = 1
 
 
-@njit(inline="always")
+@njit(nogil=True)
 def unravel(flat, x, sizes):
     """The offset in a plane of x of a flat spatial offset."""
     if x[5] == 1 and x[4] == sizes[2] and x[3] == sizes[1] * sizes[2]:

@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 
 from fastconv import tuning
-from fastconv.arrays import dtype_of, name_of
+from fastconv.arrays import name_of
 from fastconv.backends.base import Launch
 from fastconv.backends.cpu import pool_small
 from fastconv.backends.cpu.workspace import threads, workspace
 from fastconv.backends.reference import check_indices
 from fastconv.errors import ShapeError
-from fastconv.problem import Ints, PoolProblem
+from fastconv.problem import Ints, PoolProblem, Window
 
 Array = np.ndarray
 Run = Callable[..., None]
@@ -33,6 +33,7 @@ SMALL_CELLS = 2**16
 LANES = 64  # channels of a block that are adjacent
 SPREAD_LANES = 16  # channels of a block that lie far apart
 TILE_BYTES = 2**18  # of a gradient's tile: inside a core's second-level cache
+BLOCK_CELLS = 2**15  # of a block of one plane, padding counted
 TASK_CELLS = 2**15  # of the cells that one forward task reads
 
 
@@ -53,11 +54,22 @@ def choose(op: str, problem: PoolProblem, mode: str = "heuristic") -> tuple[str,
     return "channels", "lanes along C: right for every window and layout"
 
 
+def applies(algorithm: str, op: str, problem: PoolProblem) -> bool:
+    """Whether an algorithm is right for a problem; "channels" is for all but max unpooling."""
+    if algorithm == "rows":
+        even = all(n % m == 0 for n, m in zip(problem.size, problem.out, strict=True))
+        whole = all(count > 0 for axis in range(problem.ndim) for _, count in problem.cells(axis))
+        return op[:2] in ("ma", "av") and (problem.window is not None or even) and whole
+    return True
+
+
 def build(op: str, problem: PoolProblem, algorithm: str, why: str) -> Launch:
     if algorithm == "small":
         return Launch(pool_small.pool(op, problem), "small", why)
     if algorithm == "index":
         return index(op, problem, why)
+    if algorithm == "rows":
+        return rows(op, problem, why)
     return channels(op, problem, why)
 
 
@@ -123,18 +135,18 @@ class Windows:
         self.tables = lift(tables, np.array([[0, 1]], np.int64), self.unit)
         self.problem = problem
 
-    @property
-    def divisors(self) -> tuple[Array, ...]:
-        """Per axis, factors of what the sum of a window is divided by; 1 where that is over no cell."""
-        problem, ones = self.problem, [np.ones(n) for n in self.problem.out]
-        if problem.divisor is not None:
-            ones[0] *= problem.divisor
-            return lift(ones, np.ones(1), self.unit)
-        counts = [
-            problem.padded_counts(axis) if problem.count_include_pad else [count for _, count in problem.cells(axis)]
-            for axis in range(problem.ndim)
-        ]
-        return lift([np.maximum(count, 1.0) for count in counts], np.ones(1), self.unit)
+
+def divisors_of(problem: PoolProblem, unit: Ints) -> tuple[Array, ...]:
+    """Per axis, factors of what the sum of a window is divided by; 1 where that is over no cell."""
+    ones = [np.ones(n) for n in problem.out]
+    if problem.divisor is not None:
+        ones[0] *= problem.divisor
+        return lift(ones, np.ones(1), unit)
+    counts = [
+        problem.padded_counts(axis) if problem.count_include_pad else [count for _, count in problem.cells(axis)]
+        for axis in range(problem.ndim)
+    ]
+    return lift([np.maximum(count, 1.0) for count in counts], np.ones(1), unit)
 
 
 def adjacent(array: Array, channels: int = 1) -> bool:
@@ -162,7 +174,7 @@ def lanes_of(array: Array) -> int:
 def channel_forward(op: str, problem: PoolProblem) -> Run:
     windows = Windows(problem)
     unit, tables, steps, sizes = windows.unit, windows.tables, windows.steps, windows.sizes
-    divisors = windows.divisors if op == "avgpool_fprop" else None
+    divisors = divisors_of(problem, unit) if op == "avgpool_fprop" else None
     row_cells = windows.outs[1] * windows.outs[2] * problem.taps
 
     def run(y: Array, *operands: Array) -> None:
@@ -200,7 +212,7 @@ def tiles_of(sizes: Ints, lanes: int, itemsize: int) -> Ints:
 def channel_gradient(op: str, problem: PoolProblem) -> Run:
     windows = Windows(problem)
     unit, tables, steps, sizes = windows.unit, windows.tables, windows.steps, windows.sizes
-    divisors = windows.divisors if op == "avgpool_dgrad" else None
+    divisors = divisors_of(problem, unit) if op == "avgpool_dgrad" else None
 
     def run(dx: Array, dy: Array, x: Array | None = None, indices: Array | None = None) -> None:
         if dx.size == 0:
@@ -227,6 +239,131 @@ def channel_gradient(op: str, problem: PoolProblem) -> Run:
         I, places = (storage("int64"), NOWHERE) if indices is None else (storage(indices.dtype), operand(indices, unit))
         module.max_dgrad(
             tasks, X, computed(x.dtype), G, S, I, xs, dys, places, dxs, C, lanes, tiles, tables, steps, sizes,
+            work, work_bytes,
+        )  # fmt: skip
+
+    return run
+
+
+# ---------------------------------------------------------------- lanes along W
+
+ROW_UNIT = {1: (0, 1), 2: (1,), 3: ()}
+
+
+class Rows:
+    """The geometry of pool_rows.py: blocks of `rows` places along A, `held` with those their windows reach into."""
+
+    def __init__(self, problem: PoolProblem, gradient: bool):
+        window = problem.window or even_window(problem)
+        unit = self.unit = ROW_UNIT[problem.ndim]
+        self.sizes, self.outs = lift(problem.size, 1, unit), lift(problem.out, 1, unit)
+        strides, dilations = lift(window.stride, 1, unit), lift(window.dilation, 1, unit)
+        lows, ksizes = lift([low for low, _ in window.pad], 0, unit), lift(window.ksize, 1, unit)
+        shifts = [(k - 1) * d // s for k, d, s in zip(ksizes, dilations, strides, strict=True)]
+        places = tuple(n + shift for n, shift in zip(self.outs, shifts, strict=True))
+        self.phases = math.prod(strides)
+        every = -(-(self.sizes[0] + lows[0]) // strides[0]) if gradient else self.outs[0]
+        halo = shifts[0] * (2 if gradient else 1)
+        row = self.phases * places[1] * places[2]
+        self.rows = min(every, max(BLOCK_CELLS // row - halo, halo, 1))
+        self.blocks = -(-every // self.rows)
+        self.held = self.rows + halo
+        self.plane = self.held * places[1] * places[2]
+        self.geometry = np.array((self.sizes, self.outs, strides, dilations, lows, ksizes, places), np.int64)
+        taps = np.indices(ksizes).reshape(3, -1).T * dilations
+        phase, place = taps % strides, taps // strides
+        self.taps = _flat(phase, strides) * self.plane + _flat(place, places)
+        self.shifts = _flat(taps, self.sizes)
+
+
+def _flat(places: Array, extents: Ints) -> Array:
+    return np.ascontiguousarray((places[:, 0] * extents[1] + places[:, 1]) * extents[2] + places[:, 2], np.int64)
+
+
+def even_window(problem: PoolProblem) -> Window:
+    """The window of adaptive bins that all have one size."""
+    ksize = tuple(n // m for n, m in zip(problem.size, problem.out, strict=True))
+    return Window(ksize, ksize, (1,) * problem.ndim, ((0, 0),) * problem.ndim)
+
+
+def rows(op: str, problem: PoolProblem, why: str) -> Launch:
+    """With channels as lanes at once where the memory of a call has its channels adjacent."""
+    gradient = op.endswith("dgrad")
+    geometry = Rows(problem, gradient)
+    along_w = row_gradient(op, problem, geometry) if gradient else row_forward(op, problem, geometry)
+    along_c = channels(op, problem, why).run
+
+    def run(result: Array, *operands: Array) -> None:
+        (
+            along_c
+            if adjacent(result, SPREAD_LANES) and adjacent(operands[-1 if op == "maxpool_indices" else 0])
+            else along_w
+        )(result, *operands)
+
+    config = {"rows": geometry.rows, "blocks": geometry.blocks}
+    return Launch(run, "rows", why, config, workspace=work_bytes_of(op, problem, geometry))
+
+
+def work_bytes_of(op: str, problem: PoolProblem, geometry: Rows) -> int:
+    item = 8 if problem.dtype in ("float64", "int64", "uint64", "uint32") else 4
+    if op == "maxpool_dgrad":
+        return geometry.plane * (geometry.phases * (item + 8) + item + 16) + 64
+    return geometry.plane * (geometry.phases * item + item + 4) + 64
+
+
+def row_forward(op: str, problem: PoolProblem, geometry: Rows) -> Run:
+    unit, taps, shifts = geometry.unit, geometry.taps, geometry.shifts
+    work_bytes = work_bytes_of(op, problem, geometry)
+    divisors = divisors_of(problem, unit) if op == "avgpool_fprop" else None
+
+    def run(y: Array, *operands: Array) -> None:
+        x = operands[-1]
+        if x.size == 0:
+            return
+        N, C = x.shape[:2]
+        units = N * C * geometry.blocks
+        X, S = storage(x.dtype), computed(x.dtype)
+        work = workspace(work_bytes * threads()).ctypes.data
+        module, xs, ys, g = kernels("pool_rows"), operand(x, unit), operand(y, unit), geometry.geometry
+        if divisors is not None:
+            module.avg_fprop(*split_of(units), X, S, xs, ys, C, geometry.rows, g, taps, divisors, work, work_bytes)
+            return
+        places = operand(operands[0], unit) if op == "maxpool_indices" else NOWHERE
+        module.max_fprop(
+            *split_of(units), X, S, xs, ys, places, C, geometry.rows, g, taps, shifts.ctypes.data, work, work_bytes
+        )
+
+    return run
+
+
+def split_of(units: int) -> tuple[int, int, int]:
+    """(tasks, blocks, blocks of a task): tasks for every core, each long enough to repay its set-up."""
+    run = max(1, units // 64)
+    return -(-units // run), units, run
+
+
+def row_gradient(op: str, problem: PoolProblem, geometry: Rows) -> Run:
+    unit, taps, g = geometry.unit, geometry.taps, geometry.geometry
+    work_bytes = work_bytes_of(op, problem, geometry)
+    divisors = divisors_of(problem, unit) if op == "avgpool_dgrad" else None
+
+    def run(dx: Array, dy: Array, x: Array | None = None, indices: Array | None = None) -> None:
+        if dx.size == 0:
+            return
+        if indices is not None:
+            check_windows(Windows(problem), indices)
+        N, C = dx.shape[:2]
+        units = N * C * geometry.blocks
+        G, S = storage(dy.dtype), computed(dy.dtype)
+        work = workspace(work_bytes * threads()).ctypes.data
+        module, dxs, dys = kernels("pool_rows"), operand(dx, unit), operand(dy, unit)
+        if divisors is not None:
+            module.avg_dgrad(*split_of(units), G, S, dys, dxs, C, geometry.rows, g, taps, divisors, work, work_bytes)
+            return
+        I, places = (storage("int64"), NOWHERE) if indices is None else (storage(indices.dtype), operand(indices, unit))
+        X, SX = storage(x.dtype), computed(x.dtype)
+        module.max_dgrad(
+            *split_of(units), X, SX, G, S, I, operand(x, unit), dys, places, dxs, C, geometry.rows, g, taps,
             work, work_bytes,
         )  # fmt: skip
 
