@@ -186,10 +186,9 @@ def first_maximum(cells: Array) -> Array:
     return cells.argmax(-1)
 
 
-def offsets_of(problem: PoolProblem, window: tuple[slice, ...]) -> Array:
-    """The flat offsets into the spatial extent of a window's cells."""
-    grid = np.meshgrid(*(np.arange(n)[s] for n, s in zip(problem.size, window, strict=True)), indexing="ij")
-    return np.ravel_multi_index(tuple(grid), problem.size).reshape(-1)
+def offsets_of(problem: PoolProblem) -> Array:
+    """The flat offset of every cell of the spatial extent, in its shape."""
+    return np.arange(np.prod(problem.size, dtype=np.int64)).reshape(problem.size)
 
 
 def lowest(dtype: np.dtype) -> Any:
@@ -205,9 +204,10 @@ def maxpool_fprop(problem: PoolProblem, y: Array, x: Array) -> None:
 def maxpool_indices(problem: PoolProblem, y: Array, indices: Array, x: Array) -> None:
     """indices[n, c, p] = the flat offset of the first maximum of window p; of no cell, -1"""
     maxpool_fprop(problem, y, x)
+    offsets = offsets_of(problem)
     for p, window in windows_of(problem):
-        cells, offsets = cells_of(x, window), offsets_of(problem, window)
-        indices[:, :, *p] = offsets[first_maximum(cells)] if offsets.size else -1
+        met = offsets[window].reshape(-1)
+        indices[:, :, *p] = met[first_maximum(cells_of(x, window))] if met.size else -1
 
 
 def maxpool_dgrad(problem: PoolProblem, dx: Array, dy: Array, x: Array, indices: Array | None) -> None:
@@ -244,7 +244,7 @@ def divisors_of(problem: PoolProblem, p: tuple[int, ...]) -> int:
 def avgpool_fprop(problem: PoolProblem, y: Array, x: Array) -> None:
     """y[n, c, p] = (sum of the cells of window p) / divisor"""
     for p, window in windows_of(problem):
-        y[:, :, *p] = cells_of(wide(x), window).sum(-1) / (divisors_of(problem, p) or 1)
+        y[:, :, *p] = wide(cells_of(x, window)).sum(-1) / (divisors_of(problem, p) or 1)
 
 
 def avgpool_dgrad(problem: PoolProblem, dx: Array, dy: Array) -> None:
@@ -267,14 +267,14 @@ def norm(cells: Array, p: float) -> Array:
 def lppool_fprop(problem: PoolProblem, y: Array, x: Array) -> None:
     """y[n, c, w] = (sum over the cells of window w of |x|^p)^(1/p)"""
     for at, window in windows_of(problem):
-        y[:, :, *at] = norm(cells_of(wide(x), window), problem.p)
+        y[:, :, *at] = norm(wide(cells_of(x, window)), problem.p)
 
 
 def lppool_dgrad(problem: PoolProblem, dx: Array, dy: Array, x: Array) -> None:
     """dx[n, c, i] += dy[n, c, w] * sign(x) * (|x| / y[n, c, w])^(p - 1); nothing where y is 0"""
     total = np.zeros(dx.shape, np.float64)
     for at, window in windows_of(problem):
-        met = wide(x)[:, :, *window]
+        met = wide(x[:, :, *window])
         y = norm(flat(met, 2), problem.p).reshape(*met.shape[:2], *(1,) * problem.ndim)
         ratio = np.abs(met) / np.where(y == 0, 1.0, y)
         slope = np.where(met == 0, 0.0, np.sign(met) * np.where(met == 0, 1.0, ratio) ** (problem.p - 1.0))
