@@ -9,6 +9,7 @@ Floats compute in float64, integers in int64 (unsigned 64-bit in uint64), comple
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator
@@ -232,27 +233,32 @@ def check_indices(indices: Array, problem: PoolProblem, low: int) -> None:
         )
 
 
-def divisors_of(problem: PoolProblem, p: tuple[int, ...]) -> int:
-    """What the sum of window p is divided by; 0 where the average is over no cell."""
+def divisors_of(problem: PoolProblem) -> Array:
+    """What the sum of each window is divided by; 1 where the average is over no cell."""
     if problem.divisor is not None:
-        return problem.divisor
+        return np.full(problem.out, problem.divisor)
+    axes = range(problem.ndim)
     if problem.count_include_pad:
-        return int(np.prod([problem.padded_counts(axis)[i] for axis, i in enumerate(p)]))
-    return int(np.prod([problem.cells(axis)[i][1] for axis, i in enumerate(p)]))
+        counts = [problem.padded_counts(axis) for axis in axes]
+    else:
+        counts = [[count for _, count in problem.cells(axis)] for axis in axes]
+    return np.maximum(functools.reduce(np.multiply.outer, counts), 1)
 
 
 def avgpool_fprop(problem: PoolProblem, y: Array, x: Array) -> None:
     """y[n, c, p] = (sum of the cells of window p) / divisor"""
+    divisors = divisors_of(problem)
     for p, window in windows_of(problem):
-        y[:, :, *p] = wide(cells_of(x, window)).sum(-1) / (divisors_of(problem, p) or 1)
+        y[:, :, *p] = wide(cells_of(x, window)).sum(-1) / divisors[p]
 
 
 def avgpool_dgrad(problem: PoolProblem, dx: Array, dy: Array) -> None:
     """dx[n, c, window p] += dy[n, c, p] / divisor"""
     total = np.zeros(dx.shape, np.float64)
     spread = (1,) * problem.ndim
+    divisors = divisors_of(problem)
     for p, window in windows_of(problem):
-        share = wide(dy[:, :, *p]) / (divisors_of(problem, p) or 1)
+        share = wide(dy[:, :, *p]) / divisors[p]
         total[:, :, *window] += share.reshape(*dx.shape[:2], *spread)
     dx[...] = total
 

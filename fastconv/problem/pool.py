@@ -75,13 +75,17 @@ class PoolProblem:
 
         Cells lie `step(axis)` apart. Padding is not among them.
         """
-        return [(first, count) for first, count, _ in self._spans(axis)]
+        return [(first, count) for first, count, _ in self._spans[axis]]
 
     def padded_counts(self, axis: int) -> list[int]:
         """Per output index, how many cells of the padded input its window meets."""
-        return [padded for _, _, padded in self._spans(axis)]
+        return [padded for _, _, padded in self._spans[axis]]
 
-    def _spans(self, axis: int) -> list[tuple[int, int, int]]:
+    @cached_property
+    def _spans(self) -> list[list[tuple[int, int, int]]]:
+        return [self._spans_along(axis) for axis in range(self.ndim)]
+
+    def _spans_along(self, axis: int) -> list[tuple[int, int, int]]:
         n = self.size[axis]
         if self.window is None:
             m = self.out[axis]
