@@ -16,7 +16,6 @@ Numba has no 16-bit floats on the CPU, so float16 and bfloat16 are converted her
 from functools import lru_cache
 
 import numpy as np
-from llvmlite import ir
 from numba import njit, types
 from numba.extending import (
     NativeValue,
