@@ -71,7 +71,7 @@ class Tables:
         return array.astype(self.dtype, copy=False).reshape(self.planes, math.prod(array.shape[2:]))
 
     def divisors(self) -> Array:
-        return np.array([divisors_of(self.problem, p) or 1 for p in np.ndindex(*self.problem.out)], self.dtype)
+        return divisors_of(self.problem).reshape(-1).astype(self.dtype)
 
 
 def _outer(one: Array, other: Array, join: np.ufunc) -> Array:
