@@ -51,6 +51,8 @@ def choose(op: str, problem: PoolProblem, mode: str = "heuristic") -> tuple[str,
         return "small", f"{outputs} outputs of {taps} taps take less time than a thread pool needs to start"
     if op.startswith("maxunpool"):
         return "index", "values move to and from where their indices say"
+    if mode != "off" and problem.layout == "NCHW" and applies("rows", op, problem):
+        return "rows", "lanes along W, or along C where the memory of a call has its channels adjacent"
     return "channels", "lanes along C: right for every window and layout"
 
 
