@@ -75,14 +75,21 @@ def test_conv_of_views(backend, op, name, view):
 @pytest.mark.parametrize("name", ["overlap", "padded", "nhwc", "ceil", "pool1d", "pool3d", "adaptive", "mid_overlap"])
 @pytest.mark.parametrize("kind", ["max", "avg", "lp"])
 def test_pool_of_views(backend, kind, name, view):
-    if kind == "lp" and "adaptive" in name:
+    """Maxima are equal; sums may run in another order over other strides, each within the rounding of a sum."""
+    problem = cases.pool(name)
+    if kind == "lp" and problem.window is None:
         return
-    problem = cases.pool(name, divisor=None)
+    line = f"{kind} {problem} of {view.__name__} arrays on {backend}"
     x, dy = cases.pool_integers(problem, "x"), cases.pool_integers(problem, "y", seed=1)
-    expected, pullback = cases.pool_call(kind, problem, x, vjp=True, backend=backend)
+    expected, pullback = cases.pool_call(kind, problem, x, vjp=True, backend="reference")
     actual, of_view = cases.pool_call(kind, problem, view(x), vjp=True, backend=backend)
-    compare.equal(actual, expected, f"{kind} {problem} of a {view.__name__} array on {backend}")
-    compare.equal(of_view(view(dy)), pullback(dy), f"{kind} gradient {problem} of {view.__name__} arrays on {backend}")
+    scales, positive = cases.pool_call(kind, problem, np.abs(x), vjp=True, backend="reference")
+    results = ((actual, expected, scales), (of_view(view(dy)), pullback(dy), positive(np.abs(dy))))
+    for got, wanted, scale in results:
+        if kind == "max":
+            compare.equal(got, wanted, line)
+        else:
+            compare.within(got, compare.wide(wanted), compare.wide(scale), 4 * (problem.taps + 16), line)
 
 
 def test_broadcast_with_stride_0(backend):

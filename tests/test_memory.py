@@ -70,11 +70,11 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before - data)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="ru_maxrss is in kB on Linux only")
-@pytest.mark.parametrize("name", ["vgg", "5x5", "depthwise"])
+@pytest.mark.parametrize("name", ["vgg", "depthwise"])
 @pytest.mark.parametrize("op", ["conv_fprop", "conv_dgrad", "conv_wgrad"])
 def test_resident_memory(op, name):
     """The whole process, native allocations too: what a large layer adds to a small one of its kind."""
-    small = LAYERS[name].replace("size=256", "size=28").replace("size=160", "size=24").replace("size=128", "size=16")
+    small = LAYERS[name].replace("size=256", "size=28").replace("size=128", "size=16")
     command = [sys.executable, "-c", RESIDENT, op, LAYERS[name], small]
     environment = dict(os.environ, NUMBA_NUM_THREADS="2")
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
