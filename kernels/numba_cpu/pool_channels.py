@@ -1,4 +1,4 @@
-"""Pooling with channels as lanes, v1: the algorithm that is right for every window and every layout.
+"""Pooling with channels as lanes: the algorithm that is right for every window and every layout.
 
 Forward:  y[n, c, p] = fold over the cells of window p of x[n, c, cell]
 Gradient: dx[n, c, cell] = sum over the windows p that meet the cell of its share of dy[n, c, p]

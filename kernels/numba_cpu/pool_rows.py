@@ -1,4 +1,4 @@
-"""Pooling with lanes along W, v1: regular windows over planes whose rows are adjacent in memory (or not).
+"""Pooling with lanes along W: regular windows over planes whose rows are adjacent in memory (or not).
 
 Forward:  y[n, c, p] = fold over the taps t of x[n, c, p * stride - pad + t * dilation]
 Gradient: dx[n, c, p * stride - pad + t * dilation] += dy[n, c, p] where t is window p's tap, or its share
