@@ -239,7 +239,7 @@ def divisors_of(problem: PoolProblem) -> Array:
         return np.full(problem.out, problem.divisor)
     axes = range(problem.ndim)
     if problem.count_include_pad:
-        counts = [problem.padded_counts(axis) for axis in axes]
+        counts: list[Any] = [problem.padded_counts(axis) for axis in axes]
     else:
         counts = [[count for _, count in problem.cells(axis)] for axis in axes]
     return np.maximum(functools.reduce(np.multiply.outer, counts), 1)

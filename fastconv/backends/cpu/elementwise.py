@@ -31,8 +31,8 @@ UNIT = {1: (0, 1), 2: (0,), 3: ()}
 def plan(op: str, problem: Any) -> Launch:
     size = math.prod(problem.dims("x"))
     if size <= SMALL_ELEMENTS and tuning.autotune() != "off":
-        small = {"bias_grad": small_bias_grad, "activation_fprop": small_fprop, "activation_dgrad": small_dgrad}[op]
-        return Launch(small(problem), "small", f"{size} elements take less time than a thread pool needs to start")
+        run = SMALL[op](problem)
+        return Launch(run, "small", f"{size} elements take less time than a thread pool needs to start")
     if op == "bias_grad":
         return Launch(bias_grad(problem), "sums", "sums along rows of planes, or across channels that are adjacent")
     return Launch(activation(op, problem), "rows", "one pass over memory", {"task": TASK_ELEMENTS})
@@ -146,3 +146,10 @@ def bias_grad(problem: PoolProblem) -> Callable[..., None]:
             db[...] = sums.sum(0)
 
     return run
+
+
+SMALL: dict[str, Callable[[Any], Callable[..., None]]] = {
+    "bias_grad": small_bias_grad,
+    "activation_fprop": small_fprop,
+    "activation_dgrad": small_dgrad,
+}

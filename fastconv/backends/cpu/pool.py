@@ -25,7 +25,7 @@ from fastconv.backends.reference import check_indices
 from fastconv.errors import ShapeError
 from fastconv.problem import Ints, PoolProblem, Window
 
-Array = np.ndarray
+Array = Any  # an operand that the op may lack is None; each op knows which it has
 Run = Callable[..., None]
 
 SMALL_WORK = 2**14  # outputs times taps; NumPy gathers them in less time than a thread pool takes to start
@@ -216,7 +216,7 @@ def channel_gradient(op: str, problem: PoolProblem) -> Run:
     unit, tables, steps, sizes = windows.unit, windows.tables, windows.steps, windows.sizes
     divisors = divisors_of(problem, unit) if op == "avgpool_dgrad" else None
 
-    def run(dx: Array, dy: Array, x: Array | None = None, indices: Array | None = None) -> None:
+    def run(dx: Array, dy: Array, x: Array = None, indices: Array = None) -> None:
         if dx.size == 0:
             return
         if indices is not None:
@@ -349,7 +349,7 @@ def row_gradient(op: str, problem: PoolProblem, geometry: Rows) -> Run:
     work_bytes = work_bytes_of(op, problem, geometry)
     divisors = divisors_of(problem, unit) if op == "avgpool_dgrad" else None
 
-    def run(dx: Array, dy: Array, x: Array | None = None, indices: Array | None = None) -> None:
+    def run(dx: Array, dy: Array, x: Array = None, indices: Array = None) -> None:
         if dx.size == 0:
             return
         if indices is not None:
