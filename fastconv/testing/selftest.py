@@ -97,7 +97,7 @@ def conv_bounded(backend: str, op: str, case: ConvProblem) -> None:
         compare.near(actual, expected, scale, spatial_axes(op, problem), line)
         return
     slope, slack = (1.0, 0.0) if problem.activation is None else (ACTIVATION_SLOPE, ACTIVATION_SLACK)
-    slack += slope * INPUT_ROUNDING.get(problem.precision, 0.0) / compare.ROUNDOFF["float32"]
+    slack += slope * INPUT_ROUNDING.get(problem.precision or "", 0.0) / compare.ROUNDOFF["float32"]
     terms = slope * (cases.terms(problem, op) + (problem.bias is not None))
     compare.within(actual, expected, scale, terms, line, slack)
 
