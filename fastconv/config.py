@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 from typing import Any
@@ -19,6 +18,8 @@ def versions() -> dict[str, str]:
 
 
 def _version(name: str) -> str:
+    import importlib.metadata  # a fifth of the package's import time, for a page that is rarely asked for
+
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:

@@ -6,7 +6,6 @@ Backends choose by heuristics that are pure functions of the problem and the mac
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import logging
 import os
@@ -88,6 +87,8 @@ def cpu_name() -> str:
 
 def machine() -> str:
     """What a measured choice holds for: the processor and the versions that computed it."""
+    import importlib.metadata
+
     versions = (f"{name} {importlib.metadata.version(name)}" for name in ("fastconv", "numpy", "numba"))
     return ", ".join([cpu_name(), *versions])
 

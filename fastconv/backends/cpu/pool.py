@@ -307,10 +307,11 @@ def rows(op: str, problem: PoolProblem, why: str) -> Launch:
 
 
 def work_bytes_of(op: str, problem: PoolProblem, geometry: Rows) -> int:
-    item = 8 if problem.dtype in ("float64", "int64", "uint64", "uint32") else 4
+    """What pool_rows.py lays out in a thread's scratch, for values of 8 bytes."""
+    line = geometry.sizes[2] * 8 + 512
     if op == "maxpool_dgrad":
-        return geometry.plane * (geometry.phases * (item + 8) + item + 16) + 64
-    return geometry.plane * (geometry.phases * item + item + 4) + 64
+        return geometry.plane * (geometry.phases * 16 + 24) + line
+    return geometry.plane * (geometry.phases * 8 + 16) + line
 
 
 def row_forward(op: str, problem: PoolProblem, geometry: Rows) -> Run:
