@@ -282,7 +282,7 @@ def deliver(S, Y, total, dx, base, tile, sizes, lanes, n):
 
 
 @njit(nogil=True, error_model="numpy")
-def max_tile(task, X, SX, G, S, I, x, dy, indices, dx, C, lanes, tiles, tables, steps, sizes, share):
+def max_tile(task, X, SX, G, S, x, dy, dx, C, lanes, tiles, tables, steps, sizes, share):
     place, best, total = share + lanes * 8, share + lanes * 16, share + lanes * 24
     image, tile, c, n = tile_of(task, sizes, tiles[0], tiles[1], lanes, C)
     a0, a1 = touching(tables[0], steps[0], tile[0], tile[1])
@@ -293,10 +293,7 @@ def max_tile(task, X, SX, G, S, I, x, dy, indices, dx, C, lanes, tiles, tables, 
         for b in range(b0, b1):
             for w in range(len(tables[2])):
                 window = window_at(tables, a, b, w)
-                if indices[0] != 0:
-                    get(I, PLACE, indices, offset(indices, image, c, a, b, w), n, place)
-                else:
-                    find_window(X, SX, x, base, window, steps, sizes, n, best, place)
+                find_window(X, SX, x, base, window, steps, sizes, n, best, place)
                 get(G, S, dy, offset(dy, image, c, a, b, w), n, share)
                 spread(PLACED, X, S, x, base, window, steps, sizes, tile, lanes, n, total, share, place, 0.0)
     deliver(S, G, total, dx, image * dx[1] + c * dx[2], tile, sizes, lanes, n)
@@ -366,11 +363,10 @@ def lp_fprop(tasks, X, S, x, y, C, lanes, rows, tables, steps, p, work, work_byt
 
 
 @njit(parallel=True, nogil=True)
-def max_dgrad(tasks, X, SX, G, S, I, x, dy, indices, dx, C, lanes, tiles, tables, steps, sizes, work, work_bytes):
-    """From x, or from checked indices where they have an address."""
+def max_dgrad(tasks, X, SX, G, S, x, dy, dx, C, lanes, tiles, tables, steps, sizes, work, work_bytes):
     for task in prange(tasks):
         scratch = work + get_thread_id() * work_bytes
-        max_tile(task, X, SX, G, S, I, x, dy, indices, dx, C, lanes, tiles, tables, steps, sizes, scratch)
+        max_tile(task, X, SX, G, S, x, dy, dx, C, lanes, tiles, tables, steps, sizes, scratch)
 
 
 @njit(parallel=True, nogil=True)

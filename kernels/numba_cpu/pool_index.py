@@ -1,19 +1,20 @@
-"""Kernels that follow indices: the check of a pooling's indices, max unpooling and its gradient.
+"""Kernels that follow indices: the gradient of a max pooling whose indices are given, max unpooling, its gradient.
 
-    check:    indices[n, c, p] is -1 or the flat offset of a cell of window p
+    scatter:  dx[n, c, indices[n, c, p]] += dy[n, c, p], for indices that are cells of window p; -1 is none
     unpool:   x[n, c, indices[n, c, p]] = y[n, c, p], 0 elsewhere; of several, the last p stays
     gradient: dy[n, c, p] = dx[n, c, indices[n, c, p]] where p stayed, else 0
 
-A task of the check is (image, output row, `lanes` channels); of the others (image, `lanes` channels), whole
-planes, so that the order in a plane is the order of p. Unpooling trusts its indices to be in [0, cells).
-Workspace per thread: the gradient's one byte per cell and lane. Values move as unsigned
-integers of their size.
+A task is (image, `lanes` channels), whole planes, so that the order in a plane is the order of p. The last two
+trust their indices to be in [0, cells) and move values as unsigned integers of their size. Workspace per
+thread: the gradient's one byte per cell and lane; `scatter`'s planes in float32 for 16-bit floats, and for
+memory whose cells do not lie evenly.
 """
 
 import numpy as np
 from numba import get_thread_id, njit, prange
 
-from fastconv.kernels.numba_cpu.memory import STORAGE, load, store, zero
+from fastconv.kernels.numba_cpu.memory import STORAGE, load, size, store, zero
+from fastconv.kernels.numba_cpu.pool import fill
 
 SEEN = STORAGE["uint8"]
 
@@ -24,34 +25,81 @@ def offset(y, image, c, a, b, w):
 
 
 @njit(nogil=True)
-def belongs(flat, window, steps, sizes):
-    """Whether a flat offset is a cell of a window: look for the row of the window that it lies in."""
-    a, a_count, b, b_count, w, w_count = window
-    found = False
-    for i in range(a_count):
-        for j in range(b_count):
-            into = flat - (((a + i * steps[0]) * sizes[1] + b + j * steps[1]) * sizes[2] + w)
-            found |= 0 <= into < w_count * steps[2] and (steps[2] == 1 or into % steps[2] == 0)
-    return found
+def put_window(S, I, share, indices, at, lanes, window, steps, sizes, per_row, sums, cell, lane_step):
+    """Add the gradients of one output, a lane per channel, to the cells their indices name; False for a wrong index."""
+    a, a_last, b, b_last, w, w_last = window
+    right = True
+    for lane in range(lanes):
+        flat = np.int64(load(I, indices[0], at + lane * indices[2]))
+        row = np.int64((flat + 0.5) * per_row[0])  # exact, and faster than a division
+        in_w = flat - row * sizes[2]
+        in_a = row if sizes[1] == 1 else np.int64((row + 0.5) * per_row[1])
+        in_b = row - in_a * sizes[1]
+        inside = a <= in_a <= a_last and b <= in_b <= b_last and w <= in_w <= w_last
+        if steps[0] * steps[1] * steps[2] != 1:
+            inside &= (in_a - a) % steps[0] == 0 and (in_b - b) % steps[1] == 0 and (in_w - w) % steps[2] == 0
+        if inside:
+            target = flat * cell + lane * lane_step
+            store(S, sums, target, load(S, sums, target) + load(S, share, lane))
+        elif flat != -1:
+            right = False
+    return right
+
+
+@njit(nogil=True)
+def scatter_planes(task, G, S, I, dy, indices, dx, C, lanes, direct, tables, steps, sizes, scratch):
+    """The planes of `lanes` channels; straight in dx where its cells lie evenly and are as they are computed in."""
+    ta, tb, tw = tables
+    blocks, cells = -(-C // lanes), sizes[0] * sizes[1] * sizes[2]
+    image, c = task // blocks, task % blocks * lanes
+    n = min(lanes, C - c)
+    per_row = 1.0 / sizes[2], 1.0 / sizes[1]
+    sums, cell, lane_step = scratch + room(S, lanes), lanes, 1
+    if direct:
+        sums, cell, lane_step = dx[0] + (image * dx[1] + c * dx[2]) * size(S), dx[5], dx[2]
+    clear(S, sums, cells, cell, n, lane_step)
+    right = True
+    for a in range(len(ta)):
+        for b in range(len(tb)):
+            a_last, b_last = ta[a, 0] + (ta[a, 1] - 1) * steps[0], tb[b, 0] + (tb[b, 1] - 1) * steps[1]
+            for w in range(len(tw)):
+                source = offset(dy, image, c, a, b, w)
+                for lane in range(n):
+                    store(S, scratch, lane, load(G, dy[0], source + lane * dy[2]))
+                window = ta[a, 0], a_last, tb[b, 0], b_last, tw[w, 0], tw[w, 0] + (tw[w, 1] - 1) * steps[2]
+                at = offset(indices, image, c, a, b, w)
+                right &= put_window(S, I, scratch, indices, at, n, window, steps, sizes, per_row, sums, cell, lane_step)
+    if not direct:
+        for k in range(cells):
+            at = unravel(k, dx, sizes) + image * dx[1] + c * dx[2]
+            for lane in range(n):
+                store(G, dx[0], at + lane * dx[2], load(S, sums, k * lanes + lane))
+    return right
+
+
+@njit(nogil=True)
+def room(S, count):
+    return (count * size(S) + 63) // 64 * 64
+
+
+@njit(nogil=True)
+def clear(S, address, cells, cell, lanes, lane_step):
+    """Zero the planes of some channels."""
+    if cell == 1:
+        for lane in range(lanes):
+            fill(S, address + lane * lane_step * size(S), cells, zero(S))
+    else:
+        for k in range(cells):
+            for lane in range(lanes):
+                store(S, address, k * cell + lane * lane_step, zero(S))
 
 
 @njit(parallel=True, nogil=True)
-def check(I, indices, N, C, lanes, tables, steps, sizes, status):
-    """status[0] = 1 where an index is none of its window's."""
-    ta, tb, tw = tables
-    blocks = -(-C // lanes)
-    for task in prange(N * blocks * len(ta)):
-        a, rest = task % len(ta), task // len(ta)
-        c, image = rest % blocks * lanes, rest // blocks
-        bad = False
-        for b in range(len(tb)):
-            for w in range(len(tw)):
-                window = ta[a, 0], ta[a, 1], tb[b, 0], tb[b, 1], tw[w, 0], tw[w, 1]
-                at = offset(indices, image, c, a, b, w)
-                for lane in range(min(lanes, C - c)):
-                    flat = np.int64(load(I, indices[0], at + lane * indices[2]))
-                    bad |= flat != -1 and not belongs(flat, window, steps, sizes)
-        if bad:
+def scatter(tasks, G, S, I, dy, indices, dx, C, lanes, direct, tables, steps, sizes, status, work, work_bytes):
+    """status[0] = 1 where an index is none of its window's; it is not followed."""
+    for task in prange(tasks):
+        scratch = work + get_thread_id() * work_bytes
+        if not scatter_planes(task, G, S, I, dy, indices, dx, C, lanes, direct, tables, steps, sizes, scratch):
             status[0] = 1
 
 
@@ -108,4 +156,4 @@ def unpool_dgrad(X, I, dx, indices, dy, N, C, lanes, outs, sizes, work, work_byt
                 store(X, dy[0], target + lane * dy[2], value if stayed else zero(X))
 
 
-ENTRIES = ("check", "unpool", "unpool_dgrad")
+ENTRIES = ("scatter", "unpool", "unpool_dgrad")

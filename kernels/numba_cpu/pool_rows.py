@@ -23,11 +23,33 @@ rows of outputs; in a gradient the phases twice.
 
 import numpy as np
 from numba import get_thread_id, njit, prange
+from numba.extending import overload
 
 from fastconv.kernels.numba_cpu.memory import STORAGE, load, size, store, zero
-from fastconv.kernels.numba_cpu.pool import MAX, SUM, beats, fill, fold, lowest, number
+from fastconv.kernels.numba_cpu.pool import MAX, SUM, fill, lowest, number
+from fastconv.kernels.numba_cpu.pool_vectors import (
+    copy,
+    keep,
+    largest,
+    matching,
+    newer,
+    part,
+    plus,
+    splat,
+    unzip,
+    whole,
+    zip_,
+)
+from fastconv.kernels.numba_cpu.simd import lanes as lanes_of
+from fastconv.kernels.numba_cpu.simd import width
 
-TAP, INDEX = STORAGE["int32"], STORAGE["int64"]
+INDEX = STORAGE["int64"]
+
+
+@njit(nogil=True)
+def room(S, count):
+    """Bytes of scratch for `count` elements, which loops may overrun by two vectors."""
+    return (count * size(S) + 255) // 64 * 64
 
 
 @njit(nogil=True)
@@ -52,148 +74,147 @@ def span(phase, pad, stride, n, places):
     return first, place, max(0, min((n - first + stride - 1) // stride, places - place))
 
 
-@njit(nogil=True)
-def split_row(X, S, x, at, step, n, pad, stride, extent, places, row, plane):
+def same(X, S):
+    """Whether values lie in memory as they are computed in."""
+    raise NotImplementedError("only inside kernels")
+
+
+@overload(same)
+def _same(X, S):
+    alike = X.stored == S.stored
+    return lambda X, S: alike
+
+
+@njit(nogil=True, forceinline=True)
+def straight(X, S, x, at, step, n, line):
+    """The address of n adjacent elements in the type computed in: those of x, or copies on the scratch `line`."""
+    if same(X, S) and step == 1:
+        return x + at * size(S)
+    for i in range(n):
+        store(S, line, i, load(X, x, at + i * step))
+    return line
+
+
+@njit(nogil=True, forceinline=True)
+def split_row(X, S, x, at, step, n, pad, lead, stride, extent, places, row, plane, line):
     """A row of x to its phases: the row of the first at address `row`, `plane` bytes between phases."""
+    if stride <= 2:
+        n = min(n, places * stride - pad)
+        source = straight(X, S, x, at, step, n, line)
+        target = row + lead * size(S)
+        if stride == 1:
+            copy(S, source, n, target)
+        elif pad == 2 * lead:
+            unzip(S, source, n, target, target + plane)
+        elif n > 0:  # the first cell is of the second phase
+            store(S, target + plane, 0, load(S, source, 0))
+            unzip(S, source + size(S), n - 1, target + size(S), target + plane + size(S))
+        return
     for phase in range(min(stride, extent)):
         first, place, count = span(phase, pad, stride, n, places)
         target, source, by = row + phase * plane + place * size(S), at + first * step, stride * step
-        if by == 1:
-            for i in range(count):
-                store(S, target, i, load(X, x, source + i))
-        elif by == 2:
-            for i in range(count):
-                store(S, target, i, load(X, x, source + 2 * i))
-        else:
-            for i in range(count):
-                store(S, target, i, load(X, x, source + i * by))
+        for i in range(count):
+            store(S, target, i, load(X, x, source + i * by))
 
 
-@njit(nogil=True)
-def join_row(S, Y, row, plane, y, at, step, n, pad, stride, places):
+@njit(nogil=True, forceinline=True)
+def join_row(S, Y, row, plane, y, at, step, n, pad, lead, stride, places, line):
     """The phases of a row to a row of y; 0 where no window reaches."""
-    reached = min(n, places * stride - pad)
-    if stride == 2 and step == 1:
-        join_pairs(S, Y, row, plane, y, at, reached, pad)
+    reached = max(0, min(n, places * stride - pad))
+    if stride <= 2:
+        direct = same(Y, S) and step == 1
+        target = y + at * size(S) if direct else line
+        source = row + lead * size(S)
+        if stride == 1:
+            copy(S, source, reached, target)
+        elif pad == 2 * lead:
+            zip_(S, source, source + plane, target, reached)
+        elif reached > 0:
+            store(S, target, 0, load(S, source + plane, 0))
+            zip_(S, source + size(S), source + plane + size(S), target + size(S), reached - 1)
+        if not direct:
+            for i in range(reached):
+                store(Y, y, at + i * step, load(S, line, i))
     else:
         for phase in range(stride):
             first, place, count = span(phase, pad, stride, n, places)
             source = row + phase * plane + place * size(S)
-            if stride == 1 and step == 1:
-                for i in range(count):
-                    store(Y, y, at + i, load(S, source, i))
-            else:
-                for i in range(count):
-                    store(Y, y, at + (first + i * stride) * step, load(S, source, i))
-    for w in range(max(reached, 0), n):
+            for i in range(count):
+                store(Y, y, at + (first + i * stride) * step, load(S, source, i))
+    for w in range(reached, n):
         store(Y, y, at + w * step, zero(S))
 
 
 @njit(nogil=True)
-def join_pairs(S, Y, row, plane, y, at, n, pad):
-    """Stride 2 with adjacent cells: both phases in one loop, so that whole vectors are stored."""
-    odd = pad % 2
-    if odd and n > 0:
-        store(Y, y, at, load(S, row + plane, pad // 2))
-    even = row + (pad + odd) // 2 * size(S)
-    other, start, pairs = even + plane, at + odd, max(0, (n - odd) // 2)
-    for i in range(pairs):
-        store(Y, y, start + 2 * i, load(S, even, i))
-        store(Y, y, start + 2 * i + 1, load(S, other, i))
-    if n > odd and (n - odd) % 2:
-        store(Y, y, start + 2 * pairs, load(S, even, pairs))
-
-
-@njit(nogil=True)
-def split_block(X, S, pads, g, x, base, low, count, rows, phases):
+def split_block(X, S, pads, g, x, base, low, count, rows, phases, line):
     """`count` places along A from `low` on to scratch; `pads` is what lies outside, filled in before along B and W."""
     sizes, strides, dilations, lows, ksizes, places = g[0], g[2], g[3], g[4], g[5], g[6]
     plane = rows * places[1] * places[2] * size(S)
-    for i in range(count * strides[0]):
-        place, phase_a = i // strides[0], i % strides[0]
-        a = (low + place) * strides[0] + phase_a - lows[0]
-        if phase_a > dilations[0] * (ksizes[0] - 1):  # no tap is of this phase
-            continue
-        for j in range(places[1] * strides[1]):
-            b = j - lows[1]
-            phase = (phase_a * strides[1] + j % strides[1]) * strides[2]
-            row = phases + phase * plane + (place * places[1] + j // strides[1]) * places[2] * size(S)
-            if a < 0 or a >= sizes[0]:
-                for f in range(strides[2]):
-                    fill(S, row + f * plane, places[2], pads)
-            elif 0 <= b < sizes[1]:
-                extent = dilations[2] * (ksizes[2] - 1) + 1
-                at = base + a * x[3] + b * x[4]
-                split_row(X, S, x[0], at, x[5], sizes[2], lows[2], strides[2], extent, places[2], row, plane)
+    extent = dilations[2] * (ksizes[2] - 1) + 1
+    lead = lows[2] // strides[2]
+    for phase_a in range(min(strides[0], dilations[0] * (ksizes[0] - 1) + 1)):
+        for phase_b in range(strides[1]):
+            phase = phases + (phase_a * strides[1] + phase_b) * strides[2] * plane
+            for place_a in range(count):
+                a = (low + place_a) * strides[0] + phase_a - lows[0]
+                for place_b in range(places[1]):
+                    b = place_b * strides[1] + phase_b - lows[1]
+                    row = phase + (place_a * places[1] + place_b) * places[2] * size(S)
+                    if a < 0 or a >= sizes[0]:
+                        for f in range(strides[2]):
+                            fill(S, row + f * plane, places[2], pads)
+                    elif 0 <= b < sizes[1]:
+                        at, n = base + a * x[3] + b * x[4], sizes[2]
+                        split_row(
+                            X, S, x[0], at, x[5], n, lows[2], lead, strides[2], extent, places[2], row, plane, line
+                        )
 
 
 # ---------------------------------------------------------------- one tap, or a few, of all outputs
 
 
+def join(kind, a, b):
+    """The fold of two vectors."""
+    raise NotImplementedError("only inside kernels")
+
+
+@overload(join)
+def _join(kind, a, b):
+    if kind.kind == "max":
+        return lambda kind, a, b: largest(a, b)
+    return lambda kind, a, b: plus(a, b)
+
+
 @njit(nogil=True)
 def fold_taps(kind, S, phases, taps, total, count):
-    """total = the fold of all taps, three or two at a time to spare the trips through scratch."""
-    t, zero_ = 0, zero(S)
-    while t < len(taps):
-        rest = len(taps) - t
-        c0 = phases + taps[t] * size(S)
-        if rest == 3 or rest > 4:
-            c1, c2 = phases + taps[t + 1] * size(S), phases + taps[t + 2] * size(S)
-            if t == 0:
-                for i in range(count):
-                    pair = fold(kind, load(S, c0, i), load(S, c1, i), zero_, 0.0)
-                    store(S, total, i, fold(kind, pair, load(S, c2, i), zero_, 0.0))
-            else:
-                for i in range(count):
-                    pair = fold(kind, load(S, c0, i), load(S, c1, i), zero_, 0.0)
-                    pair = fold(kind, pair, load(S, c2, i), zero_, 0.0)
-                    store(S, total, i, fold(kind, load(S, total, i), pair, zero_, 0.0))
-            t += 3
-        elif rest >= 2:
-            c1 = phases + taps[t + 1] * size(S)
-            if t == 0:
-                for i in range(count):
-                    store(S, total, i, fold(kind, load(S, c0, i), load(S, c1, i), zero_, 0.0))
-            else:
-                for i in range(count):
-                    pair = fold(kind, load(S, c0, i), load(S, c1, i), zero_, 0.0)
-                    store(S, total, i, fold(kind, load(S, total, i), pair, zero_, 0.0))
-            t += 2
-        else:
-            for i in range(count):
-                store(S, total, i, load(S, c0, i))
-            t += 1
+    """total = the fold of all taps, two vectors of outputs at a time."""
+    step = width(S) * size(S)
+    for at in range(0, count * size(S), 2 * step):
+        cells = phases + taps[0] * size(S) + at
+        total0, total1 = whole(S, cells), whole(S, cells + step)
+        for t in range(1, len(taps)):
+            cells = phases + taps[t] * size(S) + at
+            total0, total1 = join(kind, total0, whole(S, cells)), join(kind, total1, whole(S, cells + step))
+        keep(total0, total + at)
+        keep(total1, total + at + step)
 
 
 @njit(nogil=True)
-def find_taps(S, phases, taps, best, tap, count, low):
+def find_taps(S, phases, taps, best, tap, count):
     """The maximum over all taps and the number of the tap that has it; `tap` holds each window's first tap."""
-    fill(S, best, count, low)
-    t = 0
-    while t < len(taps):
-        c0 = phases + taps[t] * size(S)
-        if t + 2 < len(taps):
-            c1, c2 = phases + taps[t + 1] * size(S), phases + taps[t + 2] * size(S)
-            for i in range(count):
-                kept, place = load(S, best, i), load(TAP, tap, i)
-                value = load(S, c0, i)
-                wins = beats(value, kept)
-                kept, place = value if wins else kept, t if wins else place
-                value = load(S, c1, i)
-                wins = beats(value, kept)
-                kept, place = value if wins else kept, t + 1 if wins else place
-                value = load(S, c2, i)
-                wins = beats(value, kept)
-                store(S, best, i, value if wins else kept)
-                store(TAP, tap, i, t + 2 if wins else place)
-            t += 3
-        else:
-            for i in range(count):
-                value, kept = load(S, c0, i), load(S, best, i)
-                wins = beats(value, kept)
-                store(S, best, i, value if wins else kept)
-                store(TAP, tap, i, t if wins else load(TAP, tap, i))
-            t += 1
+    step = width(S) * size(S)
+    low = splat(S, lowest(S))
+    for at in range(0, count * size(S), 2 * step):
+        best0, best1, tap0, tap1 = low, low, whole(S, tap + at), whole(S, tap + at + step)
+        for t in range(len(taps)):
+            cells, mine = phases + taps[t] * size(S) + at, splat(S, number(S, t))
+            value0, value1 = whole(S, cells), whole(S, cells + step)
+            tap0, tap1 = newer(value0, best0, mine, tap0), newer(value1, best1, mine, tap1)
+            best0, best1 = newer(value0, best0, value0, best0), newer(value1, best1, value1, best1)
+        keep(best0, best + at)
+        keep(best1, best + at + step)
+        keep(tap0, tap + at)
+        keep(tap1, tap + at + step)
 
 
 @njit(nogil=True)
@@ -204,16 +225,16 @@ def skipped(p, axis, g):
 
 
 @njit(nogil=True)
-def first_taps(g, low, high, tap):
+def first_taps(S, g, low, high, tap):
     """The number of the first tap inside the input, of every output."""
     outs, strides, lows, ksizes, places = g[1], g[2], g[4], g[5], g[6]
     for a in range(low, high):
         for b in range(outs[1]):
-            row = tap + ((a - low) * places[1] + b) * places[2] * size(TAP)
+            row = tap + ((a - low) * places[1] + b) * places[2] * size(S)
             lead = (skipped(a, 0, g) * ksizes[1] + skipped(b, 1, g)) * ksizes[2]
-            fill(TAP, row, outs[2], lead)
+            fill(S, row, outs[2], number(S, lead))
             for w in range(min(outs[2], -(-lows[2] // strides[2]))):
-                store(TAP, row, w, lead + skipped(w, 2, g))
+                store(S, row, w, number(S, lead + skipped(w, 2, g)))
 
 
 @njit(nogil=True)
@@ -233,9 +254,8 @@ def write_values(S, Y, g, total, y, base, low, high):
         for b in range(outs[1]):
             row = total + ((a - low) * places[1] + b) * places[2] * size(S)
             at = base + a * y[3] + b * y[4]
-            if y[5] == 1:
-                for w in range(outs[2]):
-                    store(Y, y[0], at + w, load(S, row, w))
+            if same(Y, S) and y[5] == 1:
+                copy(S, row, outs[2], y[0] + at * size(S))
             else:
                 for w in range(outs[2]):
                     store(Y, y[0], at + w * y[5], load(S, row, w))
@@ -254,17 +274,17 @@ def divide_rows(S, g, total, low, high, divisors):
 
 
 @njit(nogil=True)
-def write_indices(g, tap, shifts, y, base, low, high):
+def write_indices(S, g, tap, shifts, y, base, low, high):
     """The flat offset of each output's tap: that of the window's start, which may lie outside, and `shifts[tap]`."""
     sizes, outs, strides, lows, places = g[0], g[1], g[2], g[4], g[6]
     for a in range(low, high):
         for b in range(outs[1]):
-            row = tap + ((a - low) * places[1] + b) * places[2] * size(TAP)
+            row = tap + ((a - low) * places[1] + b) * places[2] * size(S)
             at = base + a * y[3] + b * y[4]
             start = (a * strides[0] - lows[0]) * sizes[1] + b * strides[1] - lows[1]
             start = start * sizes[2] - lows[2]
             for w in range(outs[2]):
-                shift = load(INDEX, shifts, np.int64(load(TAP, row, w)))
+                shift = load(INDEX, shifts, np.int64(load(S, row, w)))
                 store(INDEX, y[0], at + w * y[5], start + w * strides[2] + shift)
 
 
@@ -280,20 +300,22 @@ def max_task(first, last, X, S, x, y, indices, C, rows, layout, taps, shifts, ph
     g = geometry(layout)
     outs, strides, places = g[1], g[2], g[6]
     held = rows + places[0] - outs[0]
-    plane = held * places[1] * places[2] * size(S)
-    best = phases + strides[0] * strides[1] * strides[2] * plane
-    tap = best + plane
-    fill(S, phases, (best - phases) // size(S), lowest(X))
+    plane = held * places[1] * places[2]
+    every = strides[0] * strides[1] * strides[2] * plane
+    best = phases + room(S, every)
+    tap = best + room(S, plane)
+    line = tap + room(S, plane)
+    fill(S, phases, every, lowest(X))
     for unit in range(first, last):
         image, c, low, high = outputs_of(unit, -(-outs[0] // rows), rows, outs[0], C)
         count = flat_count(g, high - low)
-        split_block(X, S, lowest(X), g, x, image * x[1] + c * x[2], low, high - low + held - rows, held, phases)
+        split_block(X, S, lowest(X), g, x, image * x[1] + c * x[2], low, high - low + held - rows, held, phases, line)
         if indices[0] == 0:
             fold_taps(MAX, S, phases, taps, best, count)
         else:
-            first_taps(g, low, high, tap)
-            find_taps(S, phases, taps, best, tap, count, lowest(X))
-            write_indices(g, tap, shifts, indices, image * indices[1] + c * indices[2], low, high)
+            first_taps(S, g, low, high, tap)
+            find_taps(S, phases, taps, best, tap, count)
+            write_indices(S, g, tap, shifts, indices, image * indices[1] + c * indices[2], low, high)
         write_values(S, X, g, best, y, image * y[1] + c * y[2], low, high)
 
 
@@ -302,12 +324,14 @@ def avg_task(first, last, X, S, x, y, C, rows, layout, taps, divisors, phases):
     g = geometry(layout)
     outs, strides, places = g[1], g[2], g[6]
     held = rows + places[0] - outs[0]
-    plane = held * places[1] * places[2] * size(S)
-    total = phases + strides[0] * strides[1] * strides[2] * plane
-    fill(S, phases, (total - phases) // size(S), zero(S))
+    plane = held * places[1] * places[2]
+    every = strides[0] * strides[1] * strides[2] * plane
+    total = phases + room(S, every)
+    line = total + room(S, plane)
+    fill(S, phases, every, zero(S))
     for unit in range(first, last):
         image, c, low, high = outputs_of(unit, -(-outs[0] // rows), rows, outs[0], C)
-        split_block(X, S, zero(S), g, x, image * x[1] + c * x[2], low, high - low + held - rows, held, phases)
+        split_block(X, S, zero(S), g, x, image * x[1] + c * x[2], low, high - low + held - rows, held, phases, line)
         fold_taps(SUM, S, phases, taps, total, flat_count(g, high - low))
         divide_rows(S, g, total, low, high, divisors)
         write_values(S, X, g, total, y, image * y[1] + c * y[2], low, high)
@@ -324,73 +348,81 @@ def read_rows(Y, S, g, y, base, low, high, total):
         for b in range(outs[1]):
             row = total + ((a - low) * places[1] + b) * places[2] * size(S)
             at = base + a * y[3] + b * y[4]
-            if y[5] == 1:
-                for w in range(outs[2]):
-                    store(S, row, w, load(Y, y[0], at + w))
+            if same(Y, S) and y[5] == 1:
+                copy(S, y[0] + at * size(S), outs[2], row)
             else:
                 for w in range(outs[2]):
                     store(S, row, w, load(Y, y[0], at + w * y[5]))
 
 
 @njit(nogil=True)
-def read_taps(I, g, indices, base, low, high, tap):
-    """Checked indices as tap numbers, -1 for none: the one row of cells that the index lies in gives the tap."""
-    sizes, outs, strides, dilations, lows, ksizes, places = g
-    for a in range(low, high):
-        for b in range(outs[1]):
-            row = ((a - low) * places[1] + b) * places[2]
-            at = base + a * indices[3] + b * indices[4]
-            for w in range(outs[2]):
-                flat, t = int(load(I, indices[0], at + w * indices[5])), -1
-                for i in range(ksizes[0]):
-                    for j in range(ksizes[1]):
-                        cell_a, cell_b = (
-                            a * strides[0] - lows[0] + i * dilations[0],
-                            b * strides[1] - lows[1] + j * dilations[1],
-                        )
-                        cell = flat - (cell_a * sizes[1] + cell_b) * sizes[2]
-                        if flat >= 0 and 0 <= cell_b < sizes[1] and 0 <= cell < sizes[2]:
-                            into = cell - (w * strides[2] - lows[2])
-                            t = (i * ksizes[1] + j) * ksizes[2] + (into if dilations[2] == 1 else into // dilations[2])
-                store(TAP, tap, row + w, t)
-
-
-@njit(nogil=True)
-def give_taps(S, taps, share, tap, sums, count):
-    """Each output's gradient to its tap's cell."""
+def give_all(S, taps, share, sums, count):
+    """Each output's gradient to the cells of all its taps."""
+    lanes, step = width(S), width(S) * size(S)
     for t in range(len(taps)):
-        target = sums + taps[t] * size(S)
+        target, source = sums + taps[t] * size(S), share
+        for _ in range(count // lanes):
+            keep(plus(whole(S, target), whole(S, source)), target)
+            target, source = target + step, source + step
+        rest = count % lanes
+        keep(plus(whole(S, target), part(S, source, rest)), target)
+
+
+def give_taps(S, SX, taps, share, tap, sums, count):
+    """Each output's gradient to its tap's cell; `tap` holds its number in the type of x."""
+    raise NotImplementedError("only inside kernels")
+
+
+@overload(give_taps)
+def _give_taps(S, SX, taps, share, tap, sums, count):
+    if lanes_of(S.stored) == lanes_of(SX.stored):
+        return _give_vectors
+    return _give_each
+
+
+def _give_vectors(S, SX, taps, share, tap, sums, count):
+    lanes, step = width(S), width(S) * size(S)
+    for t in range(len(taps)):
+        target, source, label, mine = sums + taps[t] * size(S), share, tap, splat(SX, number(SX, t))
+        for _ in range(count // lanes):
+            keep(plus(whole(S, target), matching(whole(SX, label), mine, whole(S, source))), target)
+            target, source, label = target + step, source + step, label + step
+        gift = matching(whole(SX, label), mine, part(S, source, count % lanes))
+        keep(plus(whole(S, target), gift), target)
+
+
+def _give_each(S, SX, taps, share, tap, sums, count):
+    for t in range(len(taps)):
+        target, mine = sums + taps[t] * size(S), number(SX, t)
         for i in range(count):
-            gift = load(S, share, i) if load(TAP, tap, i) == t else zero(S)
+            gift = load(S, share, i) if load(SX, tap, i) == mine else zero(S)
             store(S, target, i, load(S, target, i) + gift)
 
 
 @njit(nogil=True)
-def give_all(S, taps, share, sums, count):
-    for t in range(len(taps)):
-        target = sums + taps[t] * size(S)
-        for i in range(count):
-            store(S, target, i, load(S, target, i) + load(S, share, i))
-
-
-@njit(nogil=True)
-def join_block(S, Y, g, sums, dx, base, own, stop, low, count, rows):
+def join_block(S, Y, g, sums, dx, base, own, stop, low, count, rows, line):
     """The finished places [own, stop) along A to dx; scratch holds `count` of them from `low` on."""
     sizes, strides, lows, places = g[0], g[2], g[4], g[6]
     plane = rows * places[1] * places[2] * size(S)
-    for padded in range(own * strides[0], stop * strides[0]):
-        a, place = padded - lows[0], padded // strides[0] - low
-        if a < 0 or a >= sizes[0]:
-            continue
-        for b in range(sizes[1]):
-            at, in_b = base + a * dx[3] + b * dx[4], b + lows[1]
-            if 0 <= place < count and in_b // strides[1] < places[1]:
-                phase = (padded % strides[0] * strides[1] + in_b % strides[1]) * strides[2]
-                row = sums + phase * plane + (place * places[1] + in_b // strides[1]) * places[2] * size(S)
-                join_row(S, Y, row, plane, dx[0], at, dx[5], sizes[2], lows[2], strides[2], places[2])
-            else:
-                for w in range(sizes[2]):
-                    store(Y, dx[0], at + w * dx[5], zero(S))
+    lead = lows[2] // strides[2]
+    for place_a in range(own, stop):
+        for phase_a in range(strides[0]):
+            a = place_a * strides[0] + phase_a - lows[0]
+            if a < 0 or a >= sizes[0]:
+                continue
+            place_b, phase_b = lows[1] // strides[1], lows[1] % strides[1]
+            for b in range(sizes[1]):
+                at = base + a * dx[3] + b * dx[4]
+                if 0 <= place_a - low < count and place_b < places[1]:
+                    phase = sums + (phase_a * strides[1] + phase_b) * strides[2] * plane
+                    row = phase + ((place_a - low) * places[1] + place_b) * places[2] * size(S)
+                    join_row(S, Y, row, plane, dx[0], at, dx[5], sizes[2], lows[2], lead, strides[2], places[2], line)
+                else:
+                    for w in range(sizes[2]):
+                        store(Y, dx[0], at + w * dx[5], zero(S))
+                phase_b += 1
+                if phase_b == strides[1]:
+                    place_b, phase_b = place_b + 1, 0
 
 
 @njit(nogil=True)
@@ -406,35 +438,32 @@ def places_of(unit, rows, g, C):
 
 
 @njit(nogil=True)
-def max_back(first, last, X, SX, G, S, I, x, dy, indices, dx, C, rows, layout, taps, sums):
+def max_back(first, last, X, SX, G, S, x, dy, dx, C, rows, layout, taps, sums):
     g = geometry(layout)
     outs, strides, places = g[1], g[2], g[6]
     shift = places[0] - outs[0]
     held = rows + 2 * shift
     plane = held * places[1] * places[2]
     phases = strides[0] * strides[1] * strides[2]
-    share = sums + phases * plane * size(S)
-    tap = share + plane * size(S)
-    best = tap + plane * 8
-    cells = best + plane * 8
+    share = sums + room(S, phases * plane)
+    tap = share + room(S, plane)
+    best = tap + room(SX, plane)
+    cells = best + room(SX, plane)
+    line = cells + room(SX, phases * plane)
     fill(S, share, plane, zero(S))
-    if indices[0] == 0:
-        fill(SX, cells, phases * plane, lowest(X))
+    fill(SX, cells, phases * plane, lowest(X))
     for unit in range(first, last):
         image, c, own, stop, low, high = places_of(unit, rows, g, C)
         if low < high:
             count = flat_count(g, high - low)
             fill(S, sums, phases * plane, zero(S))
             read_rows(G, S, g, dy, image * dy[1] + c * dy[2], low, high, share)
-            if indices[0] != 0:
-                read_taps(I, g, indices, image * indices[1] + c * indices[2], low, high, tap)
-            else:
-                split_block(X, SX, lowest(X), g, x, image * x[1] + c * x[2], low, high - low + shift, held, cells)
-                first_taps(g, low, high, tap)
-                find_taps(SX, cells, taps, best, tap, count, lowest(X))
-            give_taps(S, taps, share, tap, sums, count)
+            split_block(X, SX, lowest(X), g, x, image * x[1] + c * x[2], low, high - low + shift, held, cells, line)
+            first_taps(SX, g, low, high, tap)
+            find_taps(SX, cells, taps, best, tap, count)
+            give_taps(S, SX, taps, share, tap, sums, count)
         base = image * dx[1] + c * dx[2]
-        join_block(S, G, g, sums, dx, base, own, stop, low, max(0, high - low + shift), held)
+        join_block(S, G, g, sums, dx, base, own, stop, low, max(0, high - low + shift), held, line)
 
 
 @njit(nogil=True)
@@ -445,7 +474,8 @@ def avg_back(first, last, G, S, dy, dx, C, rows, layout, taps, divisors, sums):
     held = rows + 2 * shift
     plane = held * places[1] * places[2]
     phases = strides[0] * strides[1] * strides[2]
-    share = sums + phases * plane * size(S)
+    share = sums + room(S, phases * plane)
+    line = share + room(S, plane)
     fill(S, share, plane, zero(S))
     for unit in range(first, last):
         image, c, own, stop, low, high = places_of(unit, rows, g, C)
@@ -455,7 +485,7 @@ def avg_back(first, last, G, S, dy, dx, C, rows, layout, taps, divisors, sums):
             divide_rows(S, g, share, low, high, divisors)
             give_all(S, taps, share, sums, flat_count(g, high - low))
         base = image * dx[1] + c * dx[2]
-        join_block(S, G, g, sums, dx, base, own, stop, low, max(0, high - low + shift), held)
+        join_block(S, G, g, sums, dx, base, own, stop, low, max(0, high - low + shift), held, line)
 
 
 # ---------------------------------------------------------------- entry points: `units` blocks, `run` to a task
@@ -477,11 +507,10 @@ def avg_fprop(tasks, units, run, X, S, x, y, C, rows, g, taps, divisors, work, w
 
 
 @njit(parallel=True, nogil=True)
-def max_dgrad(tasks, units, run, X, SX, G, S, I, x, dy, indices, dx, C, rows, g, taps, work, work_bytes):
-    """From x, or from checked indices where they have an address."""
+def max_dgrad(tasks, units, run, X, SX, G, S, x, dy, dx, C, rows, g, taps, work, work_bytes):
     for task in prange(tasks):
         scratch, last = work + get_thread_id() * work_bytes, min(task * run + run, units)
-        max_back(task * run, last, X, SX, G, S, I, x, dy, indices, dx, C, rows, g, taps, scratch)
+        max_back(task * run, last, X, SX, G, S, x, dy, dx, C, rows, g, taps, scratch)
 
 
 @njit(parallel=True, nogil=True)

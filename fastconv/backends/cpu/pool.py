@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache
 from types import ModuleType
 from typing import Any
@@ -68,11 +69,20 @@ def applies(algorithm: str, op: str, problem: PoolProblem) -> bool:
 def build(op: str, problem: PoolProblem, algorithm: str, why: str) -> Launch:
     if algorithm == "small":
         return Launch(pool_small.pool(op, problem), "small", why)
-    if algorithm == "index":
-        return index(op, problem, why)
-    if algorithm == "rows":
-        return rows(op, problem, why)
-    return channels(op, problem, why)
+    launch = {"index": index, "rows": rows, "channels": channels}[algorithm](op, problem, why)
+    if op != "maxpool_dgrad":
+        return launch
+    find, follow = launch.run, scatter(problem)
+
+    def run(dx: Array, dy: Array, x: Array, indices: Array | None) -> None:
+        if dx.size == 0:
+            return
+        if indices is None:
+            find(dx, dy, x)
+        else:
+            follow(dx, dy, indices)
+
+    return replace(launch, run=run)
 
 
 # ---------------------------------------------------------------- what the kernels are told
@@ -216,11 +226,9 @@ def channel_gradient(op: str, problem: PoolProblem) -> Run:
     unit, tables, steps, sizes = windows.unit, windows.tables, windows.steps, windows.sizes
     divisors = divisors_of(problem, unit) if op == "avgpool_dgrad" else None
 
-    def run(dx: Array, dy: Array, x: Array = None, indices: Array = None) -> None:
+    def run(dx: Array, dy: Array, x: Any = None) -> None:
         if dx.size == 0:
             return
-        if indices is not None:
-            check_windows(windows, indices)
         N, C = dx.shape[:2]
         G, S = storage(dy.dtype), computed(dy.dtype)
         lanes = lanes_of(dx)
@@ -238,11 +246,8 @@ def channel_gradient(op: str, problem: PoolProblem) -> Run:
                 tasks, X, G, S, xs, dys, dxs, C, lanes, tiles, tables, steps, sizes, problem.p, work, work_bytes
             )
             return
-        I, places = (storage("int64"), NOWHERE) if indices is None else (storage(indices.dtype), operand(indices, unit))
-        module.max_dgrad(
-            tasks, X, computed(x.dtype), G, S, I, xs, dys, places, dxs, C, lanes, tiles, tables, steps, sizes,
-            work, work_bytes,
-        )  # fmt: skip
+        SX = computed(x.dtype)
+        module.max_dgrad(tasks, X, SX, G, S, xs, dys, dxs, C, lanes, tiles, tables, steps, sizes, work, work_bytes)
 
     return run
 
@@ -308,7 +313,7 @@ def rows(op: str, problem: PoolProblem, why: str) -> Launch:
 
 def work_bytes_of(op: str, problem: PoolProblem, geometry: Rows) -> int:
     """What pool_rows.py lays out in a thread's scratch, for values of 8 bytes."""
-    line = geometry.sizes[2] * 8 + 512
+    line = geometry.sizes[2] * 8 + 2048
     if op == "maxpool_dgrad":
         return geometry.plane * (geometry.phases * 16 + 24) + line
     return geometry.plane * (geometry.phases * 8 + 16) + line
@@ -350,11 +355,9 @@ def row_gradient(op: str, problem: PoolProblem, geometry: Rows) -> Run:
     work_bytes = work_bytes_of(op, problem, geometry)
     divisors = divisors_of(problem, unit) if op == "avgpool_dgrad" else None
 
-    def run(dx: Array, dy: Array, x: Array = None, indices: Array = None) -> None:
+    def run(dx: Array, dy: Array, x: Any = None) -> None:
         if dx.size == 0:
             return
-        if indices is not None:
-            check_windows(Windows(problem), indices)
         N, C = dx.shape[:2]
         units = N * C * geometry.blocks
         G, S = storage(dy.dtype), computed(dy.dtype)
@@ -363,12 +366,10 @@ def row_gradient(op: str, problem: PoolProblem, geometry: Rows) -> Run:
         if divisors is not None:
             module.avg_dgrad(*split_of(units), G, S, dys, dxs, C, geometry.rows, g, taps, divisors, work, work_bytes)
             return
-        I, places = (storage("int64"), NOWHERE) if indices is None else (storage(indices.dtype), operand(indices, unit))
         X, SX = storage(x.dtype), computed(x.dtype)
         module.max_dgrad(
-            *split_of(units), X, SX, G, S, I, operand(x, unit), dys, places, dxs, C, geometry.rows, g, taps,
-            work, work_bytes,
-        )  # fmt: skip
+            *split_of(units), X, SX, G, S, operand(x, unit), dys, dxs, C, geometry.rows, g, taps, work, work_bytes
+        )
 
     return run
 
@@ -400,14 +401,28 @@ def index(op: str, problem: PoolProblem, why: str) -> Launch:
     return Launch(run, "index", why, {"lanes": SPREAD_LANES})
 
 
-def check_windows(windows: Windows, indices: Array) -> None:
-    """Each index is -1 or a cell of its window, else ShapeError."""
-    check_indices(indices, windows.problem, low=-1)
-    status = np.zeros(1, np.int64)
-    N, C = indices.shape[:2]
-    lanes = lanes_of(indices) if adjacent(indices) else 1
-    places = operand(indices, windows.unit)
-    I = storage(indices.dtype)
-    kernels("pool_index").check(I, places, N, C, lanes, windows.tables, windows.steps, windows.sizes, status)
-    if status[0]:
-        raise ShapeError(pool_small.foreign(windows.problem, indices))
+def scatter(problem: PoolProblem) -> Run:
+    """The gradient of a max pooling along given indices."""
+    windows = Windows(problem)
+    unit, sizes, cells = windows.unit, windows.sizes, math.prod(windows.sizes)
+
+    def run(dx: Array, dy: Array, indices: Array) -> None:
+        G, S, I = storage(dy.dtype), computed(dy.dtype), storage(indices.dtype)
+        N, C = dx.shape[:2]
+        dxs = operand(dx, unit)
+        even = (sizes[0] == 1 or dxs[3] == sizes[1] * sizes[2] * dxs[5]) and (
+            sizes[1] == 1 or dxs[4] == sizes[2] * dxs[5]
+        )
+        lanes = min(C, SPREAD_LANES) if adjacent(dx) else 1
+        direct = even and G is S
+        work_bytes = 8 * lanes * (1 if direct else cells + 1) + 128
+        work = workspace(work_bytes * threads()).ctypes.data
+        status = np.zeros(1, np.int64)
+        kernels("pool_index").scatter(
+            N * -(-C // lanes), G, S, I, operand(dy, unit), operand(indices, unit), dxs, C, lanes, direct,
+            windows.tables, windows.steps, sizes, status, work, work_bytes,
+        )  # fmt: skip
+        if status[0]:
+            raise ShapeError(pool_small.foreign(problem, indices))
+
+    return run

@@ -1,0 +1,204 @@
+"""Vectors for pooling: one register as a value, with a count where a row ends, and the shuffles of stride 2.
+
+`S` is a storage that is computed in; addresses are in bytes. `unzip` splits a row into its even and odd
+places and `zip` joins them: LLVM makes gathers or scalar loops of both.
+"""
+
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic
+
+from fastconv.kernels.numba_cpu.memory import computed_name, size
+from fastconv.kernels.numba_cpu.simd import VectorType, _load, _masked, _splat, width
+
+
+def _vector(storage):
+    return VectorType(getattr(types, computed_name(storage.stored)))
+
+
+def _lanes_below(builder, count, lanes):
+    """The mask of the first `count` lanes."""
+    i32 = ir.IntType(32)
+    index = ir.Constant(ir.VectorType(i32, lanes), list(range(lanes)))
+    return builder.icmp_signed("<", index, _splat(builder, builder.trunc(count, i32), index.type))
+
+
+@intrinsic
+def whole(typing, storage, address):
+    """A vector from memory."""
+    vector = _vector(storage)
+
+    def generate(context, builder, signature, args):
+        return _load(builder, args[1], None, context.get_value_type(vector), vector.element.bitwidth // 8)
+
+    return vector(storage, types.int64), generate
+
+
+@intrinsic
+def part(typing, storage, address, count):
+    """The first `count` lanes from memory, the others 0 and not read."""
+    vector = _vector(storage)
+
+    def generate(context, builder, signature, args):
+        mask = _lanes_below(builder, args[2], vector.lanes)
+        return _masked(builder, "load", args[1], context.get_value_type(vector), vector.element, mask)
+
+    return vector(storage, types.int64, types.int64), generate
+
+
+@intrinsic
+def keep(typing, vector, address):
+    """A vector to memory."""
+
+    def generate(context, builder, signature, args):
+        pointer = builder.inttoptr(args[1], args[0].type.as_pointer())
+        builder.store(args[0], pointer).align = vector.element.bitwidth // 8
+        return context.get_dummy_value()
+
+    return types.void(vector, types.int64), generate
+
+
+@intrinsic
+def give(typing, vector, address, count):
+    """The first `count` lanes to memory."""
+
+    def generate(context, builder, signature, args):
+        value, address, count = args
+        mask = _lanes_below(builder, count, vector.lanes)
+        _masked(builder, "store", address, value.type, vector.element, mask, value)
+        return context.get_dummy_value()
+
+    return types.void(vector, types.int64, types.int64), generate
+
+
+@intrinsic
+def splat(typing, storage, value):
+    vector = _vector(storage)
+
+    def generate(context, builder, signature, args):
+        return _splat(builder, args[1], context.get_value_type(vector))
+
+    return vector(storage, vector.element), generate
+
+
+def _greater(builder, element, a, b):
+    if isinstance(element, types.Float):
+        return builder.fcmp_ordered(">", a, b)
+    return builder.icmp_signed(">", a, b) if element.signed else builder.icmp_unsigned(">", a, b)
+
+
+@intrinsic
+def largest(typing, a, b):
+    """max in which a NaN is the largest."""
+
+    def generate(context, builder, signature, args):
+        a_, b_ = args
+        rest = builder.select(_greater(builder, a.element, a_, b_), a_, b_)
+        if not isinstance(a.element, types.Float):
+            return rest
+        return builder.select(builder.fcmp_unordered("uno", a_, a_), a_, rest)
+
+    return a(a, b), generate
+
+
+@intrinsic
+def newer(typing, value, kept, a, b):
+    """Per lane, a where `value` replaces the maximum `kept`, else b: ties go to the first, and so do NaNs."""
+
+    def generate(context, builder, signature, args):
+        value_, kept_, a_, b_ = args
+        wins = _greater(builder, value.element, value_, kept_)
+        if isinstance(value.element, types.Float):
+            more = builder.fcmp_unordered(">", value_, kept_)
+            wins = builder.and_(more, builder.fcmp_ordered("ord", kept_, kept_))
+        return builder.select(wins, a_, b_)
+
+    return value(value, value, value, value), generate
+
+
+@intrinsic
+def matching(typing, label, mine, value):
+    """Per lane, `value` where two labels agree, else 0; the labels may be of another type of that width."""
+    if label.lanes != value.lanes:
+        return None
+
+    def generate(context, builder, signature, args):
+        label_, mine_, value_ = args
+        compare = builder.fcmp_ordered if isinstance(label.element, types.Float) else builder.icmp_signed
+        return builder.select(compare("==", label_, mine_), value_, ir.Constant(value_.type, None))
+
+    return value(label, label, value), generate
+
+
+@intrinsic
+def plus(typing, a, b):
+    def generate(context, builder, signature, args):
+        return (builder.fadd if isinstance(a.element, types.Float) else builder.add)(*args)
+
+    return a(a, b), generate
+
+
+def _shuffle(places):
+    """An intrinsic that picks lanes of two vectors that lie one behind the other."""
+
+    @intrinsic
+    def pick(typing, a, b):
+        def generate(context, builder, signature, args):
+            mask = ir.Constant(ir.VectorType(ir.IntType(32), a.lanes), places(a.lanes))
+            return builder.shuffle_vector(args[0], args[1], mask)
+
+        return a(a, b), generate
+
+    return pick
+
+
+evens = _shuffle(lambda n: list(range(0, 2 * n, 2)))
+odds = _shuffle(lambda n: list(range(1, 2 * n, 2)))
+lower = _shuffle(lambda n: [i // 2 + n * (i % 2) for i in range(n)])
+upper = _shuffle(lambda n: [(n + i) // 2 + n * (i % 2) for i in range(n)])
+
+
+# ---------------------------------------------------------------- rows
+
+
+@njit(nogil=True, forceinline=True)
+def copy(S, source, n, target):
+    step = width(S) * size(S)
+    for _ in range(n // width(S)):
+        keep(whole(S, source), target)
+        source, target = source + step, target + step
+    rest = n % width(S)
+    if rest:
+        give(part(S, source, rest), target, rest)
+
+
+@njit(nogil=True, forceinline=True)
+def unzip(S, source, n, even, odd):
+    """even[i] = source[2 * i], odd[i] = source[2 * i + 1], for a source of n elements."""
+    lanes, step = width(S), width(S) * size(S)
+    for _ in range(n // (2 * lanes)):
+        a, b = whole(S, source), whole(S, source + step)
+        keep(evens(a, b), even)
+        keep(odds(a, b), odd)
+        source, even, odd = source + 2 * step, even + step, odd + step
+    rest = n % (2 * lanes)
+    if rest:
+        a, b = part(S, source, min(rest, lanes)), part(S, source + step, max(rest - lanes, 0))
+        give(evens(a, b), even, (rest + 1) // 2)
+        give(odds(a, b), odd, rest // 2)
+
+
+@njit(nogil=True, forceinline=True)
+def zip_(S, even, odd, target, n):
+    """The inverse of `unzip`; reads whole vectors."""
+    lanes, step = width(S), width(S) * size(S)
+    for _ in range(n // (2 * lanes)):
+        a, b = whole(S, even), whole(S, odd)
+        keep(lower(a, b), target)
+        keep(upper(a, b), target + step)
+        target, even, odd = target + 2 * step, even + step, odd + step
+    rest = n % (2 * lanes)
+    if rest:
+        a, b = whole(S, even), whole(S, odd)
+        give(lower(a, b), target, min(rest, lanes))
+        give(upper(a, b), target + step, max(rest - lanes, 0))
