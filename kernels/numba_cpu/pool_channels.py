@@ -31,6 +31,23 @@ from fastconv.kernels.numba_cpu.pool import (
     power,
     touching,
 )
+from fastconv.kernels.numba_cpu.pool_vectors import (
+    copy,
+    give,
+    join,
+    keep,
+    matching,
+    newer,
+    nothing,
+    over,
+    part,
+    plus,
+    same,
+    splat,
+    whole,
+)
+from fastconv.kernels.numba_cpu.simd import lanes as lanes_of
+from fastconv.kernels.numba_cpu.simd import width
 
 PLACE = STORAGE["int64"]
 
@@ -45,10 +62,64 @@ def window_at(tables, a, b, w):
     return ta[a, 0], ta[a, 1], tb[b, 0], tb[b, 1], tw[w, 0], tw[w, 1]
 
 
+def fold_vectors(kind, X, S, x, base, window, steps, n, total):
+    """`fold_window` in registers, for maxima and sums of adjacent channels; False where it is not for this memory."""
+    raise NotImplementedError("only inside kernels")
+
+
+@overload(fold_vectors)
+def _fold_vectors(kind, X, S, x, base, window, steps, n, total):
+    if X.stored != S.stored or kind.kind not in ("max", "sum"):
+        return lambda kind, X, S, x, base, window, steps, n, total: False
+    return _fold_adjacent
+
+
+def _fold_adjacent(kind, X, S, x, base, window, steps, n, total):
+    if x[2] != 1:
+        return False
+    a, a_count, b, b_count, w, w_count = window
+    corner = x[0] + (base + a * x[3] + b * x[4] + w * x[5]) * size(S)
+    by_a, by_b, by_w = steps[0] * x[3] * size(S), steps[1] * x[4] * size(S), steps[2] * x[5] * size(S)
+    lanes, step = width(S), width(S) * size(S)
+    done = 0
+    while done + 4 * lanes <= n:
+        total0 = total1 = total2 = total3 = nothing(kind, S)
+        for i in range(a_count):
+            for j in range(b_count):
+                cell = corner + i * by_a + j * by_b
+                for _ in range(w_count):
+                    total0, total1 = join(kind, total0, whole(S, cell)), join(kind, total1, whole(S, cell + step))
+                    total2 = join(kind, total2, whole(S, cell + 2 * step))
+                    total3 = join(kind, total3, whole(S, cell + 3 * step))
+                    cell += by_w
+        keep(total0, total)
+        keep(total1, total + step)
+        keep(total2, total + 2 * step)
+        keep(total3, total + 3 * step)
+        corner, total, done = corner + 4 * step, total + 4 * step, done + 4 * lanes
+    while done < n:
+        count = min(lanes, n - done)
+        total0 = nothing(kind, S)
+        for i in range(a_count):
+            for j in range(b_count):
+                cell = corner + i * by_a + j * by_b
+                for _ in range(w_count):
+                    total0 = join(kind, total0, part(S, cell, count))
+                    cell += by_w
+        give(total0, total, count)
+        corner, total, done = corner + step, total + step, done + lanes
+    return True
+
+
 @njit(nogil=True)
 def fold_window(kind, X, S, x, base, window, steps, n, total, scale, p):
-    """Fold every cell of a window into `n` lanes of scratch; `base` is the offset of image and channel."""
+    """Fold every cell of a window into `n` lanes of scratch that hold what a fold of nothing gives.
+
+    `base` is the offset of image and channel.
+    """
     a, a_count, b, b_count, w, w_count = window
+    if fold_vectors(kind, X, S, x, base, window, steps, n, total):
+        return
     for i in range(a_count):
         for j in range(b_count):
             row = base + (a + i * steps[0]) * x[3] + (b + j * steps[1]) * x[4] + w * x[5]
@@ -95,6 +166,33 @@ def find_window(X, S, x, base, window, steps, sizes, n, best, place):
 
 
 @njit(nogil=True)
+def find_adjacent(S, x, base, window, steps, sizes, n, best, place):
+    """`find_window` in registers, for adjacent channels; places are relative to the first cell, in the type of x."""
+    a, a_count, b, b_count, w, w_count = window
+    corner = x[0] + (base + a * x[3] + b * x[4] + w * x[5]) * size(S)
+    by_a, by_b, by_w = steps[0] * x[3] * size(S), steps[1] * x[4] * size(S), steps[2] * x[5] * size(S)
+    lanes, step = width(S), width(S) * size(S)
+    for done in range(0, n, 2 * lanes):
+        count0, count1 = min(lanes, n - done), max(0, min(lanes, n - done - lanes))
+        best0 = best1 = splat(S, lowest(S))
+        place0 = place1 = splat(S, zero(S))
+        for i in range(a_count):
+            for j in range(b_count):
+                cell, flat = corner + i * by_a + j * by_b, (i * steps[0] * sizes[1] + j * steps[1]) * sizes[2]
+                for _ in range(w_count):
+                    here = splat(S, number(S, flat))
+                    value0, value1 = part(S, cell, count0), part(S, cell + step, count1)
+                    place0, place1 = newer(value0, best0, here, place0), newer(value1, best1, here, place1)
+                    best0, best1 = newer(value0, best0, value0, best0), newer(value1, best1, value1, best1)
+                    cell, flat = cell + by_w, flat + steps[2]
+        keep(best0, best)
+        keep(best1, best + step)
+        keep(place0, place)
+        keep(place1, place + step)
+        corner, best, place = corner + 2 * step, best + 2 * step, place + 2 * step
+
+
+@njit(nogil=True)
 def norm_window(X, S, x, base, window, steps, n, total, scale, p):
     """(sum |x|^p)^(1/p) of a window per lane, scaled by its largest so that nothing overflows."""
     one = number(S, 1)
@@ -114,6 +212,9 @@ def norm_window(X, S, x, base, window, steps, n, total, scale, p):
 def put(S, Y, total, y, base, n):
     """Lanes of scratch to their channels of y."""
     if y[2] == 1:
+        if same(Y, S):
+            copy(S, total, n, y[0] + base * size(S))
+            return
         for lane in range(n):
             store(Y, y[0], base + lane, load(S, total, lane))
     else:
@@ -123,6 +224,10 @@ def put(S, Y, total, y, base, n):
 
 @njit(nogil=True)
 def get(Y, S, y, base, n, total):
+    """Channels of y to lanes of scratch."""
+    if same(Y, S) and y[2] == 1:
+        copy(S, y[0] + base * size(S), n, total)
+        return
     for lane in range(n):
         store(S, total, lane, load(Y, y[0], base + lane * y[2]))
 
@@ -158,17 +263,34 @@ def max_block(task, X, S, x, y, C, lanes, rows, tables, steps, total):
 
 
 @njit(nogil=True)
-def indices_block(task, X, S, x, y, indices, C, lanes, rows, tables, steps, sizes, best):
+def indices_block(task, X, S, x, y, indices, C, lanes, rows, tables, steps, sizes, vectors, best):
     ta, tb, tw = tables
-    place = best + lanes * 8
+    place, near = best + room(lanes), best + 2 * room(lanes)
     image, a0, a1, c, n = block_of(task, rows, len(ta), lanes, C)
     base = image * x[1] + c * x[2]
     for a in range(a0, a1):
         for b in range(len(tb)):
             for w in range(len(tw)):
-                find_window(X, S, x, base, window_at(tables, a, b, w), steps, sizes, n, best, place)
+                window = window_at(tables, a, b, w)
+                if vectors:
+                    find_adjacent(S, x, base, window, steps, sizes, n, best, near)
+                    flatten(S, near, window, sizes, n, place)
+                else:
+                    find_window(X, S, x, base, window, steps, sizes, n, best, place)
                 put(S, X, best, y, offset(y, image, c, a, b, w), n)
                 put(PLACE, PLACE, place, indices, offset(indices, image, c, a, b, w), n)
+
+
+@njit(nogil=True)
+def flatten(S, near, window, sizes, n, place):
+    """Flat offsets from places relative to the first cell of a window; -1 where it has no cell."""
+    a, a_count, b, b_count, w, w_count = window
+    first = (a * sizes[1] + b) * sizes[2] + w
+    if a_count * b_count * w_count == 0:
+        fill(PLACE, place, n, -1)
+        return
+    for lane in range(n):
+        store(PLACE, place, lane, first + np.int64(load(S, near, lane)))
 
 
 @njit(nogil=True, error_model="numpy")
@@ -187,9 +309,10 @@ def avg_block(task, X, S, x, y, C, lanes, rows, tables, steps, divisors, total):
 
 @njit(nogil=True, error_model="numpy")
 def divide(S, total, n, divisor):
-    by = number(S, divisor)
-    for lane in range(n):
-        store(S, total, lane, load(S, total, lane) / by)
+    """Divide lanes of scratch, to the end of the last vector."""
+    by = splat(S, number(S, divisor))
+    for at in range(total, total + n * size(S), width(S) * size(S)):
+        keep(over(whole(S, at), by), at)
 
 
 @njit(nogil=True, error_model="numpy")
@@ -201,7 +324,7 @@ def lp_block(task, X, S, x, y, C, lanes, rows, tables, steps, p, total):
         for b in range(len(tb)):
             for w in range(len(tw)):
                 window = window_at(tables, a, b, w)
-                norm_window(X, S, x, base, window, steps, n, total, total + lanes * 8, p)
+                norm_window(X, S, x, base, window, steps, n, total, total + room(lanes), p)
                 put(S, X, total, y, offset(y, image, c, a, b, w), n)
 
 
@@ -219,7 +342,6 @@ def share_of(kind, S, share, flat, place, value, norm, p):
 @overload(share_of)
 def _share_of(kind, S, share, flat, place, value, norm, p):
     return {
-        "all": lambda kind, S, share, flat, place, value, norm, p: share,
         "placed": lambda kind, S, share, flat, place, value, norm, p: share if place == flat else zero(S),
         "slope": lambda kind, S, share, flat, place, value, norm, p: share * slope(S, value, norm, p),
     }[kind.kind]
@@ -257,6 +379,56 @@ def spread(kind, X, S, x, base, window, steps, sizes, tile, lanes, n, dx, share,
                     store(S, target, lane, load(S, target, lane) + gift)
 
 
+def spread_near(kind, S, SX, window, steps, sizes, tile, lanes, n, dx, share, near):
+    """`spread` in vectors: to every cell, or to the one at `near` from the window's first, in the type of x."""
+    raise NotImplementedError("only inside kernels")
+
+
+@overload(spread_near)
+def _spread_near(kind, S, SX, window, steps, sizes, tile, lanes, n, dx, share, near):
+    if lanes_of(S.stored) == lanes_of(SX.stored):
+        return _spread_near_vectors
+    return lambda kind, S, SX, window, steps, sizes, tile, lanes, n, dx, share, near: None
+
+
+def _spread_near_vectors(kind, S, SX, window, steps, sizes, tile, lanes, n, dx, share, near):
+    a, a_count, b, b_count, w, w_count = window
+    a0, a1, b0, b1 = tile
+    i0, i1 = clip(a, a_count, steps[0], a0, a1)
+    j0, j1 = clip(b, b_count, steps[1], b0, b1)
+    step, by = width(S) * size(S), lanes * size(S)
+    full = n // width(S) * step
+    for i in range(i0, i1):
+        for j in range(j0, j1):
+            row = ((a + i * steps[0] - a0) * (b1 - b0) + b + j * steps[1] - b0) * sizes[2] + w
+            flat = (i * steps[0] * sizes[1] + j * steps[1]) * sizes[2]
+            for k in range(w_count):
+                target, mine = dx + (row + k * steps[2]) * by, splat(SX, number(SX, flat + k * steps[2]))
+                for at in range(0, full, step):
+                    gift = gift_of(kind, SX, near + at, mine, whole(S, share + at))
+                    keep(plus(whole(S, target + at), gift), target + at)
+                if n % width(S):
+                    gift = gift_of(kind, SX, near + full, mine, part(S, share + full, n % width(S)))
+                    keep(plus(whole(S, target + full), gift), target + full)
+
+
+def gift_of(kind, SX, near, mine, share):
+    raise NotImplementedError("only inside kernels")
+
+
+@overload(gift_of)
+def _gift_of(kind, SX, near, mine, share):
+    if kind.kind == "all":
+        return lambda kind, SX, near, mine, share: share
+    return lambda kind, SX, near, mine, share: matching(whole(SX, near), mine, share)
+
+
+@njit(nogil=True)
+def room(lanes):
+    """Bytes of scratch for a row of lanes, which vectors may overrun."""
+    return lanes * 8 + 128
+
+
 @njit(nogil=True)
 def tile_of(task, sizes, tile_a, tile_b, lanes, C):
     """(image, tile, first channel, channels) of a gradient's task."""
@@ -282,8 +454,8 @@ def deliver(S, Y, total, dx, base, tile, sizes, lanes, n):
 
 
 @njit(nogil=True, error_model="numpy")
-def max_tile(task, X, SX, G, S, x, dy, dx, C, lanes, tiles, tables, steps, sizes, share):
-    place, best, total = share + lanes * 8, share + lanes * 16, share + lanes * 24
+def max_tile(task, X, SX, G, S, x, dy, dx, C, lanes, tiles, tables, steps, sizes, vectors, share):
+    place, best, total = share + room(lanes), share + 2 * room(lanes), share + 3 * room(lanes)
     image, tile, c, n = tile_of(task, sizes, tiles[0], tiles[1], lanes, C)
     a0, a1 = touching(tables[0], steps[0], tile[0], tile[1])
     b0, b1 = touching(tables[1], steps[1], tile[2], tile[3])
@@ -293,15 +465,19 @@ def max_tile(task, X, SX, G, S, x, dy, dx, C, lanes, tiles, tables, steps, sizes
         for b in range(b0, b1):
             for w in range(len(tables[2])):
                 window = window_at(tables, a, b, w)
-                find_window(X, SX, x, base, window, steps, sizes, n, best, place)
                 get(G, S, dy, offset(dy, image, c, a, b, w), n, share)
+                if vectors:
+                    find_adjacent(SX, x, base, window, steps, sizes, n, best, place)
+                    spread_near(PLACED, S, SX, window, steps, sizes, tile, lanes, n, total, share, place)
+                    continue
+                find_window(X, SX, x, base, window, steps, sizes, n, best, place)
                 spread(PLACED, X, S, x, base, window, steps, sizes, tile, lanes, n, total, share, place, 0.0)
     deliver(S, G, total, dx, image * dx[1] + c * dx[2], tile, sizes, lanes, n)
 
 
 @njit(nogil=True, error_model="numpy")
 def avg_tile(task, G, S, dy, dx, C, lanes, tiles, tables, steps, sizes, divisors, share):
-    total = share + lanes * 8
+    total = share + room(lanes)
     image, tile, c, n = tile_of(task, sizes, tiles[0], tiles[1], lanes, C)
     a0, a1 = touching(tables[0], steps[0], tile[0], tile[1])
     b0, b1 = touching(tables[1], steps[1], tile[2], tile[3])
@@ -312,13 +488,13 @@ def avg_tile(task, G, S, dy, dx, C, lanes, tiles, tables, steps, sizes, divisors
                 get(G, S, dy, offset(dy, image, c, a, b, w), n, share)
                 divide(S, share, n, divisors[0][a] * divisors[1][b] * divisors[2][w])
                 window = window_at(tables, a, b, w)
-                spread(ALL, G, S, dx, 0, window, steps, sizes, tile, lanes, n, total, share, share, 0.0)
+                spread_near(ALL, S, S, window, steps, sizes, tile, lanes, n, total, share, share)
     deliver(S, G, total, dx, image * dx[1] + c * dx[2], tile, sizes, lanes, n)
 
 
 @njit(nogil=True, error_model="numpy")
 def lp_tile(task, X, G, S, x, dy, dx, C, lanes, tiles, tables, steps, sizes, p, share):
-    norm, scale, total = share + lanes * 8, share + lanes * 16, share + lanes * 24
+    norm, scale, total = share + room(lanes), share + 2 * room(lanes), share + 3 * room(lanes)
     image, tile, c, n = tile_of(task, sizes, tiles[0], tiles[1], lanes, C)
     a0, a1 = touching(tables[0], steps[0], tile[0], tile[1])
     b0, b1 = touching(tables[1], steps[1], tile[2], tile[3])
@@ -344,10 +520,10 @@ def max_fprop(tasks, X, S, x, y, C, lanes, rows, tables, steps, work, work_bytes
 
 
 @njit(parallel=True, nogil=True)
-def max_indices(tasks, X, S, x, y, indices, C, lanes, rows, tables, steps, sizes, work, work_bytes):
+def max_indices(tasks, X, S, x, y, indices, C, lanes, rows, tables, steps, sizes, vectors, work, work_bytes):
     for task in prange(tasks):
         scratch = work + get_thread_id() * work_bytes
-        indices_block(task, X, S, x, y, indices, C, lanes, rows, tables, steps, sizes, scratch)
+        indices_block(task, X, S, x, y, indices, C, lanes, rows, tables, steps, sizes, vectors, scratch)
 
 
 @njit(parallel=True, nogil=True)
@@ -363,10 +539,10 @@ def lp_fprop(tasks, X, S, x, y, C, lanes, rows, tables, steps, p, work, work_byt
 
 
 @njit(parallel=True, nogil=True)
-def max_dgrad(tasks, X, SX, G, S, x, dy, dx, C, lanes, tiles, tables, steps, sizes, work, work_bytes):
+def max_dgrad(tasks, X, SX, G, S, x, dy, dx, C, lanes, tiles, tables, steps, sizes, vectors, work, work_bytes):
     for task in prange(tasks):
         scratch = work + get_thread_id() * work_bytes
-        max_tile(task, X, SX, G, S, x, dy, dx, C, lanes, tiles, tables, steps, sizes, scratch)
+        max_tile(task, X, SX, G, S, x, dy, dx, C, lanes, tiles, tables, steps, sizes, vectors, scratch)
 
 
 @njit(parallel=True, nogil=True)

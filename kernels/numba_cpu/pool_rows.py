@@ -29,12 +29,13 @@ from fastconv.kernels.numba_cpu.memory import STORAGE, load, size, store, zero
 from fastconv.kernels.numba_cpu.pool import MAX, SUM, fill, lowest, number
 from fastconv.kernels.numba_cpu.pool_vectors import (
     copy,
+    join,
     keep,
-    largest,
     matching,
     newer,
     part,
     plus,
+    same,
     splat,
     unzip,
     whole,
@@ -72,17 +73,6 @@ def span(phase, pad, stride, n, places):
     first = (phase - pad) % stride
     place = (first + pad) // stride
     return first, place, max(0, min((n - first + stride - 1) // stride, places - place))
-
-
-def same(X, S):
-    """Whether values lie in memory as they are computed in."""
-    raise NotImplementedError("only inside kernels")
-
-
-@overload(same)
-def _same(X, S):
-    alike = X.stored == S.stored
-    return lambda X, S: alike
 
 
 @njit(nogil=True, forceinline=True)
@@ -171,18 +161,6 @@ def split_block(X, S, pads, g, x, base, low, count, rows, phases, line):
 
 
 # ---------------------------------------------------------------- one tap, or a few, of all outputs
-
-
-def join(kind, a, b):
-    """The fold of two vectors."""
-    raise NotImplementedError("only inside kernels")
-
-
-@overload(join)
-def _join(kind, a, b):
-    if kind.kind == "max":
-        return lambda kind, a, b: largest(a, b)
-    return lambda kind, a, b: plus(a, b)
 
 
 @njit(nogil=True)

@@ -6,9 +6,10 @@ places and `zip` joins them: LLVM makes gathers or scalar loops of both.
 
 from llvmlite import ir
 from numba import njit, types
-from numba.extending import intrinsic
+from numba.extending import intrinsic, overload
 
-from fastconv.kernels.numba_cpu.memory import computed_name, size
+from fastconv.kernels.numba_cpu.memory import computed_name, size, zero
+from fastconv.kernels.numba_cpu.pool import lowest
 from fastconv.kernels.numba_cpu.simd import VectorType, _load, _masked, _splat, width
 
 
@@ -136,6 +137,49 @@ def plus(typing, a, b):
         return (builder.fadd if isinstance(a.element, types.Float) else builder.add)(*args)
 
     return a(a, b), generate
+
+
+@intrinsic
+def over(typing, a, b):
+    def generate(context, builder, signature, args):
+        return builder.fdiv(*args)
+
+    return a(a, b) if isinstance(a.element, types.Float) else None, generate
+
+
+def join(kind, a, b):
+    """The fold of two vectors."""
+    raise NotImplementedError("only inside kernels")
+
+
+@overload(join)
+def _join(kind, a, b):
+    if kind.kind == "max":
+        return lambda kind, a, b: largest(a, b)
+    return lambda kind, a, b: plus(a, b)
+
+
+def nothing(kind, S):
+    """What a fold begins with."""
+    raise NotImplementedError("only inside kernels")
+
+
+@overload(nothing)
+def _nothing(kind, S):
+    if kind.kind == "max":
+        return lambda kind, S: splat(S, lowest(S))
+    return lambda kind, S: splat(S, zero(S))
+
+
+def same(X, S):
+    """Whether values lie in memory as they are computed in."""
+    raise NotImplementedError("only inside kernels")
+
+
+@overload(same)
+def _same(X, S):
+    alike = X.stored == S.stored
+    return lambda X, S: alike
 
 
 def _shuffle(places):

@@ -115,6 +115,12 @@ def computed(dtype: np.dtype) -> Any:
     return storage(computed_name(name_of(dtype)))
 
 
+def itemsize(storage: Any) -> int:
+    from fastconv.kernels.numba_cpu.memory import itemsize
+
+    return int(itemsize(storage.name))
+
+
 def lift(values: Any, fill: Any, unit: Ints) -> tuple[Any, ...]:
     """Values along the spatial axes with `fill` put in for the unit axes."""
     rest = iter(values)
@@ -187,6 +193,7 @@ def channel_forward(op: str, problem: PoolProblem) -> Run:
     windows = Windows(problem)
     unit, tables, steps, sizes = windows.unit, windows.tables, windows.steps, windows.sizes
     divisors = divisors_of(problem, unit) if op == "avgpool_fprop" else None
+    near = is_near(windows)
     row_cells = windows.outs[1] * windows.outs[2] * problem.taps
 
     def run(y: Array, *operands: Array) -> None:
@@ -198,20 +205,28 @@ def channel_forward(op: str, problem: PoolProblem) -> Run:
         N, C = x.shape[:2]
         tasks = N * -(-C // lanes) * -(-windows.outs[0] // rows)
         X, S = storage(x.dtype), computed(x.dtype)
-        work_bytes = 16 * lanes + 64
+        work_bytes = 3 * (8 * lanes + 128)
         work = workspace(work_bytes * threads()).ctypes.data
         module, xs, ys = kernels("pool_channels"), operand(x, unit), operand(y, unit)
         if op == "maxpool_fprop":
             module.max_fprop(tasks, X, S, xs, ys, C, lanes, rows, tables, steps, work, work_bytes)
         elif op == "maxpool_indices":
-            places = operand(operands[0], unit)
-            module.max_indices(tasks, X, S, xs, ys, places, C, lanes, rows, tables, steps, sizes, work, work_bytes)
+            places, vectors = operand(operands[0], unit), near and adjacent(x) and X is S
+            module.max_indices(
+                tasks, X, S, xs, ys, places, C, lanes, rows, tables, steps, sizes, vectors, work, work_bytes
+            )
         elif op == "avgpool_fprop":
             module.avg_fprop(tasks, X, S, xs, ys, C, lanes, rows, tables, steps, divisors, work, work_bytes)
         else:
             module.lp_fprop(tasks, X, S, xs, ys, C, lanes, rows, tables, steps, problem.p, work, work_bytes)
 
     return run
+
+
+def is_near(windows: Windows) -> bool:
+    """Whether every offset inside a window is a whole number of every type: then vectors of that type hold it."""
+    extents = [int(table[:, 1].max()) * step for table, step in zip(windows.tables, windows.steps, strict=True)]
+    return (extents[0] * windows.sizes[1] + extents[1]) * windows.sizes[2] + extents[2] < 2**24
 
 
 def tiles_of(sizes: Ints, lanes: int, itemsize: int) -> Ints:
@@ -225,6 +240,7 @@ def channel_gradient(op: str, problem: PoolProblem) -> Run:
     windows = Windows(problem)
     unit, tables, steps, sizes = windows.unit, windows.tables, windows.steps, windows.sizes
     divisors = divisors_of(problem, unit) if op == "avgpool_dgrad" else None
+    near = is_near(windows)
 
     def run(dx: Array, dy: Array, x: Any = None) -> None:
         if dx.size == 0:
@@ -234,7 +250,7 @@ def channel_gradient(op: str, problem: PoolProblem) -> Run:
         lanes = lanes_of(dx)
         tiles = tiles_of(sizes, lanes, 8)
         tasks = N * -(-C // lanes) * -(-sizes[0] // tiles[0]) * -(-sizes[1] // tiles[1])
-        work_bytes = 64 + 24 * lanes + 8 * lanes * tiles[0] * tiles[1] * sizes[2]
+        work_bytes = 4 * (8 * lanes + 128) + 8 * lanes * tiles[0] * tiles[1] * sizes[2]
         work = workspace(work_bytes * threads()).ctypes.data
         module, dxs, dys = kernels("pool_channels"), operand(dx, unit), operand(dy, unit)
         if op == "avgpool_dgrad":
@@ -247,7 +263,10 @@ def channel_gradient(op: str, problem: PoolProblem) -> Run:
             )
             return
         SX = computed(x.dtype)
-        module.max_dgrad(tasks, X, SX, G, S, xs, dys, dxs, C, lanes, tiles, tables, steps, sizes, work, work_bytes)
+        vectors = near and adjacent(x) and X is SX and itemsize(S) == itemsize(SX)
+        module.max_dgrad(
+            tasks, X, SX, G, S, xs, dys, dxs, C, lanes, tiles, tables, steps, sizes, vectors, work, work_bytes
+        )
 
     return run
 
