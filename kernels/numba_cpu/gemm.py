@@ -47,6 +47,7 @@ from fastconv.kernels.numba_cpu.simd import (
 )
 
 BLOCK = 384  # rows (c, t) of a gather panel: 72 KiB of float32 at three vectors, beside ROWS rows of weights
+BUNDLE = 4  # panels that share a pass over the weights; they fill a third of an L2 of 1 MiB
 DOT_M = 8 * DOT_ROWS  # output channels of one task of wgrad_dot
 DOT_K = 40 * DOT_COLS  # rows (c, t) of one
 DOT_PIXELS = 1024  # of one panel; long enough that the sums over lanes cost little
@@ -125,6 +126,16 @@ def _copy_row(X, S, source, step, target, low, high, count):
 
 
 @njit(nogil=True)
+def stretch(taps, t, o0, o1, o2, count):
+    """The part [low, high) of the `count` outputs of a row from o2 on that meet the source at a tap."""
+    low = min(max(taps[t, 7] - o2, 0), count)
+    high = min(max(taps[t, 8] - o2, low), count)
+    if taps[t, 3] <= o0 < taps[t, 4] and taps[t, 5] <= o1 < taps[t, 6]:
+        return low, high
+    return low, low
+
+
+@njit(nogil=True)
 def pack(X, S, g, taps, x, first, last, r0, r1, panel, row_bytes):
     """panel[r - r0, :] = the source pixels that outputs [first, last) meet for row r = c * T + t."""
     T = taps.shape[0]
@@ -135,20 +146,12 @@ def pack(X, S, g, taps, x, first, last, r0, r1, panel, row_bytes):
         n, o0 = divmod(rest, g.P0)
         count = min(g.P2 - o2, last - p)
         pixel = n * g.xn + o0 * g.step0 * g.x0 + o1 * g.step1 * g.x1 + o2 * g.step2 * g.x2
-        c, t = divmod(r0, T)
-        target = panel + (p - first) * size(S)
-        for _ in range(r0, r1):
-            low = min(max(taps[t, 7] - o2, 0), count)
-            high = min(max(taps[t, 8] - o2, 0), count)
-            if not (taps[t, 3] <= o0 < taps[t, 4] and taps[t, 5] <= o1 < taps[t, 6]):
-                high = low
-            offset = pixel + c * g.xc + taps[t, 0] * g.x0 + taps[t, 1] * g.x1 + taps[t, 2] * g.x2
-            copy_row(X, S, x + offset * size(X), g.step2 * g.x2, target, low, high, count)
-            target += row_bytes
-            t += 1
-            if t == T:
-                t = 0
-                c += 1
+        for t in range(T):
+            low, high = stretch(taps, t, o0, o1, o2, count)
+            offset = pixel + taps[t, 0] * g.x0 + taps[t, 1] * g.x1 + taps[t, 2] * g.x2
+            for c in range((r0 - t + T - 1) // T, (r1 - t + T - 1) // T):
+                target = panel + (c * T + t - r0) * row_bytes + (p - first) * size(S)
+                copy_row(X, S, x + (offset + c * g.xc) * size(X), g.step2 * g.x2, target, low, high, count)
         p += count
 
 
@@ -230,45 +233,62 @@ def _scatter_row(S, Y, source, target, step, count):
     return vectors if S.stored == Y.stored else each
 
 
+@njit(nogil=True)
+def panel_start(S, pixels, panel, panels):
+    """The first pixel of a panel: whole vectors are dealt out evenly, and only the last one has idle lanes."""
+    vectors = (pixels + width(S) - 1) // width(S)
+    return min(pixels, vectors * panel // panels * width(S))
+
+
 @njit(parallel=True, nogil=True)
-def gather(X, S, Y, g, taps, x, a, a_group, a_block, a_row, a_step, bias, code, y, panels, splits, work, work_bytes):
+def gather(
+    X, S, Y, g, taps, x, a, a_group, a_block, a_row, a_step, bias, code, y, panels, bundles, splits, work, work_bytes
+):
     """y = act(bias + w * x); see the head of this file.
 
     Weights are at `a` in S: channel i of block b of group g and row r at bytes
     ``g * a_group + b * a_block + i * a_row + r * a_step``, complete blocks of ROWS channels; `bias` is
-    S[G, blocks * ROWS]. Tasks are G x `panels` of pixels x `splits` of the channel blocks; each thread
-    uses `work_bytes` at `work`: a panel and, where the rows (c, t) take several panels, the sums so far.
+    S[G, blocks * ROWS]. Pixels are cut into `panels` of up to NV vectors, and these into `bundles` of up
+    to BUNDLE, which read a block's weights together. Tasks are G x `bundles` x `splits` of the channel
+    blocks; each thread uses `work_bytes` at `work`: a bundle of panels, and where the rows (c, t) take
+    several of them, the sums so far.
     """
-    T = taps.shape[0]
-    K = g.C * T
+    K = g.C * taps.shape[0]
     pixels = g.N * g.P0 * g.P1 * g.P2
     blocks = (g.M + ROWS - 1) // ROWS
-    for index in prange(g.G * panels * splits):
+    tile_bytes = ROWS * NV * VECTOR_BYTES
+    panel_bytes = min(BLOCK, K) * NV * VECTOR_BYTES
+    for index in prange(g.G * bundles * splits):
         task = np.int64(index)  # prange counts in uint64, which mixes with int64 to float64
-        group, rest = divmod(task, panels * splits)
-        panel, split = divmod(rest, splits)
-        first, last = pixels * panel // panels, pixels * (panel + 1) // panels
+        rest, split = divmod(task, splits)
+        group, bundle = divmod(rest, bundles)
+        q0, q1 = panels * bundle // bundles, panels * (bundle + 1) // bundles
         b0, b1 = blocks * split // splits, blocks * (split + 1) // splits
-        nv = (last - first + width(S) - 1) // width(S)
-        row_bytes = nv * width(S) * size(S)
         unfolded = work + get_thread_id() * work_bytes
-        sums = unfolded + min(BLOCK, K) * row_bytes
+        sums = unfolded + BUNDLE * panel_bytes
         source = x + group * g.C * g.xc * size(X)
         for r0 in range(0, K, BLOCK):
             r1 = min(K, r0 + BLOCK)
-            pack(X, S, g, taps, source, first, last, r0, r1, unfolded, row_bytes)
+            for q in range(q0, q1):
+                first, last = panel_start(S, pixels, q, panels), panel_start(S, pixels, q + 1, panels)
+                row_bytes = (last - first + width(S) - 1) // width(S) * VECTOR_BYTES
+                pack(X, S, g, taps, source, first, last, r0, r1, unfolded + (q - q0) * panel_bytes, row_bytes)
             for b in range(b0, b1):
-                # With one panel of rows the sums leave at once, and one tile's place serves all.
-                c = sums + (b - b0) * ROWS * row_bytes if K > BLOCK else sums
                 weights = a + group * a_group + b * a_block + r0 * a_step
                 biases = bias + (group * blocks + b) * ROWS * size(S)
-                multiply(
-                    S, nv, r0 == 0, r1 == K, code, r1 - r0, weights, a_step, a_row,
-                    unfolded, row_bytes, c, row_bytes, biases,
-                )  # fmt: skip
-                if r1 == K:
-                    target = y + (group * g.M + b * ROWS) * g.ym * size(Y)
-                    deliver(S, Y, g, code, c, row_bytes, min(ROWS, g.M - b * ROWS), target, first, last)
+                target = y + (group * g.M + b * ROWS) * g.ym * size(Y)
+                for q in range(q0, q1):
+                    first, last = panel_start(S, pixels, q, panels), panel_start(S, pixels, q + 1, panels)
+                    nv = (last - first + width(S) - 1) // width(S)
+                    row_bytes = nv * VECTOR_BYTES
+                    # With one block of rows the sums leave at once, and one tile's place serves all.
+                    c = sums + ((b - b0) * BUNDLE + q - q0) * tile_bytes if K > BLOCK else sums
+                    multiply(
+                        S, nv, r0 == 0, r1 == K, code, r1 - r0, weights, a_step, a_row,
+                        unfolded + (q - q0) * panel_bytes, row_bytes, c, row_bytes, biases,
+                    )  # fmt: skip
+                    if r1 == K:
+                        deliver(S, Y, g, code, c, row_bytes, min(ROWS, g.M - b * ROWS), target, first, last)
 
 
 @njit(parallel=True, nogil=True)
@@ -276,7 +296,7 @@ def pack_weights(W, S, w, G, M, C, T, chunk, wg, wm, wc, wt, a):
     """a[G, blocks, C * T, ROWS] in S, zeros beyond M, from w[g, m, c, t] with element strides; wt[T] are offsets.
 
     Tasks are chunks of `chunk` channels by blocks of ROWS, the blocks running fastest: so the filters
-    are read in the order in which they lie, with chunk = C in fprop and chunk = 1 in dgrad.
+    are read about in the order in which they lie: chunk = C where a filter is contiguous, less in dgrad.
     """
     blocks, chunks = (M + ROWS - 1) // ROWS, (C + chunk - 1) // chunk
     for index in prange(G * chunks * blocks):
@@ -321,6 +341,22 @@ def clear(S, address, count):
         store(S, address, j, 0)
 
 
+@njit(nogil=True)
+def put_row(S, W, sums, w, wc, wt, r0, r1):
+    """Store the sums of rows r = c * T + t in [r0, r1) of one output channel, one input channel at a time."""
+    T = wt.shape[0]
+    if wc == T and wt[T - 1] == T - 1:  # filters lie as the rows do; offsets grow, so the last one tells
+        scatter_row(S, W, sums, w + r0 * size(W), 1, r1 - r0)
+        return
+    c, t = divmod(r0, T)
+    for r in range(r1 - r0):
+        store(W, w, c * wc + wt[t], load(S, sums, r))
+        t += 1
+        if t == T:
+            t = 0
+            c += 1
+
+
 @njit(parallel=True, nogil=True)
 def wgrad_dot(X, Y, S, W, g, taps, x, y, w, wg, wm, wc, wt, m_tasks, k_tasks, work, work_bytes):
     """dw[group, m, c, t], at element strides and tap offsets wt[T], for many pixels.
@@ -361,10 +397,8 @@ def wgrad_dot(X, Y, S, W, g, taps, x, y, w, wg, wm, wc, wt, m_tasks, k_tasks, wo
                         tile = dot(tile, DOT_ROWS, DOT_COLS, a + at, row_bytes, b + at, row_bytes)
                     add_sums(tile, DOT_ROWS, DOT_COLS, sums + (i * DOT_K + j) * size(S), DOT_K * size(S))
         for i in range(m1 - m0):
-            for r in range(r0, r1):
-                c, t = divmod(r, T)
-                at = group * wg + (m0 + i) * wm + c * wc + wt[t]
-                store(W, w, at, load(S, sums, i * DOT_K + r - r0))
+            row = w + (group * wg + (m0 + i) * wm) * size(W)
+            put_row(S, W, sums + i * DOT_K * size(S), row, wc, wt, r0, r1)
 
 
 @njit(parallel=True, nogil=True)
@@ -398,10 +432,8 @@ def wgrad_outer(X, Y, S, W, g, taps, x, y, w, wg, wm, wc, wt, m_tasks, k_tasks, 
                     unfolded, row_bytes, sums + i * row_bytes, row_bytes, 0,
                 )  # fmt: skip
         for i in range(m1 - m0):
-            for r in range(r0, r1):
-                c, t = divmod(r, T)
-                at = group * wg + (m0 + i) * wm + c * wc + wt[t]
-                store(W, w, at, load(S, sums + i * row_bytes, r - r0))
+            row = w + (group * wg + (m0 + i) * wm) * size(W)
+            put_row(S, W, sums + i * row_bytes, row, wc, wt, r0, r1)
 
 
 @njit(nogil=True)
@@ -416,26 +448,19 @@ def pack_columns(X, S, g, taps, x, first, last, r0, r1, panel):
         n, o0 = divmod(rest, g.P0)
         count = min(g.P2 - o2, last - p)
         pixel = n * g.xn + o0 * g.step0 * g.x0 + o1 * g.step1 * g.x1 + o2 * g.step2 * g.x2
-        c, t = divmod(r0, T)
-        target = panel + (p - first) * lanes * size(S)
-        for _ in range(r0, r1):
-            low = min(max(taps[t, 7] - o2, 0), count)
-            high = min(max(taps[t, 8] - o2, low), count)
-            if not (taps[t, 3] <= o0 < taps[t, 4] and taps[t, 5] <= o1 < taps[t, 6]):
-                high = low
-            offset = pixel + c * g.xc + taps[t, 0] * g.x0 + taps[t, 1] * g.x1 + taps[t, 2] * g.x2
-            source, step = x + offset * size(X), g.step2 * g.x2
-            for j in range(low):
-                store(S, target, j * lanes, 0)
-            for j in range(low, high):
-                store(S, target, j * lanes, load(X, source, j * step))
-            for j in range(high, count):
-                store(S, target, j * lanes, 0)
-            target += size(S)
-            t += 1
-            if t == T:
-                t = 0
-                c += 1
+        for t in range(T):
+            low, high = stretch(taps, t, o0, o1, o2, count)
+            offset = pixel + taps[t, 0] * g.x0 + taps[t, 1] * g.x1 + taps[t, 2] * g.x2
+            step = g.step2 * g.x2
+            for c in range((r0 - t + T - 1) // T, (r1 - t + T - 1) // T):
+                target = panel + ((p - first) * lanes + c * T + t - r0) * size(S)
+                source = x + (offset + c * g.xc) * size(X)
+                for j in range(low):
+                    store(S, target, j * lanes, 0)
+                for j in range(low, high):
+                    store(S, target, j * lanes, load(X, source, j * step))
+                for j in range(high, count):
+                    store(S, target, j * lanes, 0)
         p += count
 
 

@@ -33,6 +33,7 @@ from fastconv.kernels.numba_cpu.pool import (
 )
 from fastconv.kernels.numba_cpu.pool_vectors import (
     copy,
+    finish,
     give,
     join,
     keep,
@@ -62,25 +63,25 @@ def window_at(tables, a, b, w):
     return ta[a, 0], ta[a, 1], tb[b, 0], tb[b, 1], tw[w, 0], tw[w, 1]
 
 
-def fold_vectors(kind, X, S, x, base, window, steps, n, total):
-    """`fold_window` in registers, for maxima and sums of adjacent channels; False where it is not for this memory."""
+def fold_adjacent(kind, X, S, x, base, window, steps, n, y, at, divisor):
+    """A window in registers, straight to y, for maxima and averages; False where channels are not adjacent."""
     raise NotImplementedError("only inside kernels")
 
 
-@overload(fold_vectors)
-def _fold_vectors(kind, X, S, x, base, window, steps, n, total):
-    if X.stored != S.stored or kind.kind not in ("max", "sum"):
-        return lambda kind, X, S, x, base, window, steps, n, total: False
-    return _fold_adjacent
+@overload(fold_adjacent)
+def _fold_adjacent(kind, X, S, x, base, window, steps, n, y, at, divisor):
+    if X.stored != S.stored:
+        return lambda kind, X, S, x, base, window, steps, n, y, at, divisor: False
+    return _fold_vectors
 
 
-def _fold_adjacent(kind, X, S, x, base, window, steps, n, total):
-    if x[2] != 1:
+def _fold_vectors(kind, X, S, x, base, window, steps, n, y, at, divisor):
+    if x[2] != 1 or y[2] != 1:
         return False
     a, a_count, b, b_count, w, w_count = window
     corner = x[0] + (base + a * x[3] + b * x[4] + w * x[5]) * size(S)
     by_a, by_b, by_w = steps[0] * x[3] * size(S), steps[1] * x[4] * size(S), steps[2] * x[5] * size(S)
-    lanes, step = width(S), width(S) * size(S)
+    lanes, step, target = width(S), width(S) * size(S), y[0] + at * size(S)
     done = 0
     while done + 4 * lanes <= n:
         total0 = total1 = total2 = total3 = nothing(kind, S)
@@ -92,11 +93,11 @@ def _fold_adjacent(kind, X, S, x, base, window, steps, n, total):
                     total2 = join(kind, total2, whole(S, cell + 2 * step))
                     total3 = join(kind, total3, whole(S, cell + 3 * step))
                     cell += by_w
-        keep(total0, total)
-        keep(total1, total + step)
-        keep(total2, total + 2 * step)
-        keep(total3, total + 3 * step)
-        corner, total, done = corner + 4 * step, total + 4 * step, done + 4 * lanes
+        keep(finish(kind, S, total0, divisor), target)
+        keep(finish(kind, S, total1, divisor), target + step)
+        keep(finish(kind, S, total2, divisor), target + 2 * step)
+        keep(finish(kind, S, total3, divisor), target + 3 * step)
+        corner, target, done = corner + 4 * step, target + 4 * step, done + 4 * lanes
     while done < n:
         count = min(lanes, n - done)
         total0 = nothing(kind, S)
@@ -106,8 +107,8 @@ def _fold_adjacent(kind, X, S, x, base, window, steps, n, total):
                 for _ in range(w_count):
                     total0 = join(kind, total0, part(S, cell, count))
                     cell += by_w
-        give(total0, total, count)
-        corner, total, done = corner + step, total + step, done + lanes
+        give(finish(kind, S, total0, divisor), target, count)
+        corner, target, done = corner + step, target + step, done + lanes
     return True
 
 
@@ -118,8 +119,6 @@ def fold_window(kind, X, S, x, base, window, steps, n, total, scale, p):
     `base` is the offset of image and channel.
     """
     a, a_count, b, b_count, w, w_count = window
-    if fold_vectors(kind, X, S, x, base, window, steps, n, total):
-        return
     for i in range(a_count):
         for j in range(b_count):
             row = base + (a + i * steps[0]) * x[3] + (b + j * steps[1]) * x[4] + w * x[5]
@@ -257,9 +256,11 @@ def max_block(task, X, S, x, y, C, lanes, rows, tables, steps, total):
     for a in range(a0, a1):
         for b in range(len(tb)):
             for w in range(len(tw)):
-                fill(S, total, n, lowest(X))
-                fold_window(MAX, X, S, x, base, window_at(tables, a, b, w), steps, n, total, total, 0.0)
-                put(S, X, total, y, offset(y, image, c, a, b, w), n)
+                window, at = window_at(tables, a, b, w), offset(y, image, c, a, b, w)
+                if not fold_adjacent(MAX, X, S, x, base, window, steps, n, y, at, 1.0):
+                    fill(S, total, n, lowest(X))
+                    fold_window(MAX, X, S, x, base, window, steps, n, total, total, 0.0)
+                    put(S, X, total, y, at, n)
 
 
 @njit(nogil=True)
@@ -301,10 +302,13 @@ def avg_block(task, X, S, x, y, C, lanes, rows, tables, steps, divisors, total):
     for a in range(a0, a1):
         for b in range(len(tb)):
             for w in range(len(tw)):
-                fill(S, total, n, zero(S))
-                fold_window(SUM, X, S, x, base, window_at(tables, a, b, w), steps, n, total, total, 0.0)
-                divide(S, total, n, divisors[0][a] * divisors[1][b] * divisors[2][w])
-                put(S, X, total, y, offset(y, image, c, a, b, w), n)
+                window, at = window_at(tables, a, b, w), offset(y, image, c, a, b, w)
+                divisor = divisors[0][a] * divisors[1][b] * divisors[2][w]
+                if not fold_adjacent(SUM, X, S, x, base, window, steps, n, y, at, divisor):
+                    fill(S, total, n, zero(S))
+                    fold_window(SUM, X, S, x, base, window, steps, n, total, total, 0.0)
+                    divide(S, total, n, divisor)
+                    put(S, X, total, y, at, n)
 
 
 @njit(nogil=True, error_model="numpy")
@@ -357,7 +361,7 @@ def slope(S, value, norm, p):
 
 
 @njit(nogil=True, error_model="numpy")
-def spread(kind, X, S, x, base, window, steps, sizes, tile, lanes, n, dx, share, scratch, p):
+def spread(kind, X, S, x, base, window, steps, sizes, tile, n, sums, share, scratch, p):
     """Add what a window gives to each of its cells inside the tile."""
     a, a_count, b, b_count, w, w_count = window
     a0, a1, b0, b1 = tile
@@ -371,7 +375,7 @@ def spread(kind, X, S, x, base, window, steps, sizes, tile, lanes, n, dx, share,
                 cell_w = w + k * steps[2]
                 flat = (cell_a * sizes[1] + cell_b) * sizes[2] + cell_w
                 at = row + cell_w * x[5]
-                target = dx + (((cell_a - a0) * (b1 - b0) + cell_b - b0) * sizes[2] + cell_w) * lanes * size(S)
+                target = sums[0] + (cell_a * sums[1] + cell_b * sums[2] + cell_w * sums[3]) * size(S)
                 for lane in range(n):
                     place, norm = load(PLACE, scratch, lane), load(S, scratch, lane)
                     value = number(S, load(X, x[0], at + lane * x[2]))
@@ -379,37 +383,36 @@ def spread(kind, X, S, x, base, window, steps, sizes, tile, lanes, n, dx, share,
                     store(S, target, lane, load(S, target, lane) + gift)
 
 
-def spread_near(kind, S, SX, window, steps, sizes, tile, lanes, n, dx, share, near):
+def spread_near(kind, S, SX, window, steps, sizes, tile, n, sums, share, near):
     """`spread` in vectors: to every cell, or to the one at `near` from the window's first, in the type of x."""
     raise NotImplementedError("only inside kernels")
 
 
 @overload(spread_near)
-def _spread_near(kind, S, SX, window, steps, sizes, tile, lanes, n, dx, share, near):
+def _spread_near(kind, S, SX, window, steps, sizes, tile, n, sums, share, near):
     if lanes_of(S.stored) == lanes_of(SX.stored):
         return _spread_near_vectors
-    return lambda kind, S, SX, window, steps, sizes, tile, lanes, n, dx, share, near: None
+    return lambda kind, S, SX, window, steps, sizes, tile, n, sums, share, near: None
 
 
-def _spread_near_vectors(kind, S, SX, window, steps, sizes, tile, lanes, n, dx, share, near):
+def _spread_near_vectors(kind, S, SX, window, steps, sizes, tile, n, sums, share, near):
     a, a_count, b, b_count, w, w_count = window
-    a0, a1, b0, b1 = tile
-    i0, i1 = clip(a, a_count, steps[0], a0, a1)
-    j0, j1 = clip(b, b_count, steps[1], b0, b1)
-    step, by = width(S) * size(S), lanes * size(S)
+    i0, i1 = clip(a, a_count, steps[0], tile[0], tile[1])
+    j0, j1 = clip(b, b_count, steps[1], tile[2], tile[3])
+    step, rest = width(S) * size(S), n % width(S)
     full = n // width(S) * step
     for i in range(i0, i1):
         for j in range(j0, j1):
-            row = ((a + i * steps[0] - a0) * (b1 - b0) + b + j * steps[1] - b0) * sizes[2] + w
+            row = sums[0] + ((a + i * steps[0]) * sums[1] + (b + j * steps[1]) * sums[2] + w * sums[3]) * size(S)
             flat = (i * steps[0] * sizes[1] + j * steps[1]) * sizes[2]
             for k in range(w_count):
-                target, mine = dx + (row + k * steps[2]) * by, splat(SX, number(SX, flat + k * steps[2]))
+                target, mine = row + k * steps[2] * sums[3] * size(S), splat(SX, number(SX, flat + k * steps[2]))
                 for at in range(0, full, step):
                     gift = gift_of(kind, SX, near + at, mine, whole(S, share + at))
                     keep(plus(whole(S, target + at), gift), target + at)
-                if n % width(S):
-                    gift = gift_of(kind, SX, near + full, mine, part(S, share + full, n % width(S)))
-                    keep(plus(whole(S, target + full), gift), target + full)
+                if rest:
+                    gift = gift_of(kind, SX, near + full, mine, part(S, share + full, rest))
+                    give(plus(part(S, target + full, rest), gift), target + full, rest)
 
 
 def gift_of(kind, SX, near, mine, share):
@@ -442,10 +445,32 @@ def tile_of(task, sizes, tile_a, tile_b, lanes, C):
 
 
 @njit(nogil=True)
+def open_tile(S, Y, dx, base, tile, sizes, lanes, n, scratch):
+    """(address of cell 0, strides of A, B, W) of a tile of zeros: in dx itself where it is as it is computed in."""
+    a0, a1, b0, b1 = tile
+    if same(Y, S) and dx[2] == 1:
+        sums = dx[0] + base * size(S), dx[3], dx[4], dx[5]
+    else:
+        by_a = (b1 - b0) * sizes[2] * lanes
+        sums = scratch - (a0 * by_a + b0 * sizes[2] * lanes) * size(S), by_a, sizes[2] * lanes, lanes
+    for a in range(a0, a1):
+        for b in range(b0, b1):
+            row = sums[0] + (a * sums[1] + b * sums[2]) * size(S)
+            if sums[3] == n:
+                fill(S, row, sizes[2] * n, zero(S))
+            else:
+                for w in range(sizes[2]):
+                    fill(S, row + w * sums[3] * size(S), n, zero(S))
+    return sums
+
+
+@njit(nogil=True)
 def deliver(S, Y, total, dx, base, tile, sizes, lanes, n):
-    """The finished tile to dx."""
+    """The finished tile to dx, where it is not there yet."""
     a0, a1, b0, b1 = tile
     source = total
+    if same(Y, S) and dx[2] == 1:
+        return
     for a in range(a0, a1):
         for b in range(b0, b1):
             for w in range(sizes[2]):
@@ -459,7 +484,7 @@ def max_tile(task, X, SX, G, S, x, dy, dx, C, lanes, tiles, tables, steps, sizes
     image, tile, c, n = tile_of(task, sizes, tiles[0], tiles[1], lanes, C)
     a0, a1 = touching(tables[0], steps[0], tile[0], tile[1])
     b0, b1 = touching(tables[1], steps[1], tile[2], tile[3])
-    fill(S, total, (tile[1] - tile[0]) * (tile[3] - tile[2]) * sizes[2] * lanes, zero(S))
+    sums = open_tile(S, G, dx, image * dx[1] + c * dx[2], tile, sizes, lanes, n, total)
     base = image * x[1] + c * x[2]
     for a in range(a0, a1):
         for b in range(b0, b1):
@@ -468,10 +493,10 @@ def max_tile(task, X, SX, G, S, x, dy, dx, C, lanes, tiles, tables, steps, sizes
                 get(G, S, dy, offset(dy, image, c, a, b, w), n, share)
                 if vectors:
                     find_adjacent(SX, x, base, window, steps, sizes, n, best, place)
-                    spread_near(PLACED, S, SX, window, steps, sizes, tile, lanes, n, total, share, place)
+                    spread_near(PLACED, S, SX, window, steps, sizes, tile, n, sums, share, place)
                     continue
                 find_window(X, SX, x, base, window, steps, sizes, n, best, place)
-                spread(PLACED, X, S, x, base, window, steps, sizes, tile, lanes, n, total, share, place, 0.0)
+                spread(PLACED, X, S, x, base, window, steps, sizes, tile, n, sums, share, place, 0.0)
     deliver(S, G, total, dx, image * dx[1] + c * dx[2], tile, sizes, lanes, n)
 
 
@@ -481,14 +506,14 @@ def avg_tile(task, G, S, dy, dx, C, lanes, tiles, tables, steps, sizes, divisors
     image, tile, c, n = tile_of(task, sizes, tiles[0], tiles[1], lanes, C)
     a0, a1 = touching(tables[0], steps[0], tile[0], tile[1])
     b0, b1 = touching(tables[1], steps[1], tile[2], tile[3])
-    fill(S, total, (tile[1] - tile[0]) * (tile[3] - tile[2]) * sizes[2] * lanes, zero(S))
+    sums = open_tile(S, G, dx, image * dx[1] + c * dx[2], tile, sizes, lanes, n, total)
     for a in range(a0, a1):
         for b in range(b0, b1):
             for w in range(len(tables[2])):
                 get(G, S, dy, offset(dy, image, c, a, b, w), n, share)
                 divide(S, share, n, divisors[0][a] * divisors[1][b] * divisors[2][w])
                 window = window_at(tables, a, b, w)
-                spread_near(ALL, S, S, window, steps, sizes, tile, lanes, n, total, share, share)
+                spread_near(ALL, S, S, window, steps, sizes, tile, n, sums, share, share)
     deliver(S, G, total, dx, image * dx[1] + c * dx[2], tile, sizes, lanes, n)
 
 
@@ -498,7 +523,7 @@ def lp_tile(task, X, G, S, x, dy, dx, C, lanes, tiles, tables, steps, sizes, p, 
     image, tile, c, n = tile_of(task, sizes, tiles[0], tiles[1], lanes, C)
     a0, a1 = touching(tables[0], steps[0], tile[0], tile[1])
     b0, b1 = touching(tables[1], steps[1], tile[2], tile[3])
-    fill(S, total, (tile[1] - tile[0]) * (tile[3] - tile[2]) * sizes[2] * lanes, zero(S))
+    sums = open_tile(S, G, dx, image * dx[1] + c * dx[2], tile, sizes, lanes, n, total)
     base = image * x[1] + c * x[2]
     for a in range(a0, a1):
         for b in range(b0, b1):
@@ -506,7 +531,7 @@ def lp_tile(task, X, G, S, x, dy, dx, C, lanes, tiles, tables, steps, sizes, p, 
                 window = window_at(tables, a, b, w)
                 norm_window(X, S, x, base, window, steps, n, norm, scale, p)
                 get(G, S, dy, offset(dy, image, c, a, b, w), n, share)
-                spread(SLOPE, X, S, x, base, window, steps, sizes, tile, lanes, n, total, share, norm, p)
+                spread(SLOPE, X, S, x, base, window, steps, sizes, tile, n, sums, share, norm, p)
     deliver(S, G, total, dx, image * dx[1] + c * dx[2], tile, sizes, lanes, n)
 
 

@@ -9,7 +9,7 @@ from numba import njit, types
 from numba.extending import intrinsic, overload
 
 from fastconv.kernels.numba_cpu.memory import computed_name, size, zero
-from fastconv.kernels.numba_cpu.pool import lowest
+from fastconv.kernels.numba_cpu.pool import lowest, number
 from fastconv.kernels.numba_cpu.simd import VectorType, _load, _masked, _splat, width
 
 
@@ -169,6 +169,18 @@ def _nothing(kind, S):
     if kind.kind == "max":
         return lambda kind, S: splat(S, lowest(S))
     return lambda kind, S: splat(S, zero(S))
+
+
+def finish(kind, S, total, divisor):
+    """What becomes of a fold: a sum is divided."""
+    raise NotImplementedError("only inside kernels")
+
+
+@overload(finish)
+def _finish(kind, S, total, divisor):
+    if kind.kind == "max":
+        return lambda kind, S, total, divisor: total
+    return lambda kind, S, total, divisor: over(total, splat(S, number(S, divisor)))
 
 
 def same(X, S):

@@ -7,6 +7,7 @@ gemm       tiled im2col + GEMM (kernels/numba_cpu/gemm.py); right for every prob
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from functools import lru_cache, partial
@@ -25,6 +26,8 @@ from fastconv.problem import ACTIVATIONS, ConvProblem, Ints
 
 SMALL_MACS = 2**18  # some microseconds of BLAS, below its own threshold for using threads
 SMALL_CELLS = 2**17  # of the unfolded input
+SPLIT_BLOCKS = 64  # of output channels in one task: their sums stay within L2
+PACKED_CHUNK = 64  # channels of a filter rearranged at a time, so that whole cache lines are read and written
 PACKED_BYTES = 32 * 2**20  # of rearranged weights at a time
 
 
@@ -124,7 +127,7 @@ def gather(op: str, problem: ConvProblem, why: str, kept: dict[int, Any] | None 
                 _gather_pass(problem, forward, one, code, part, x, w, bias, weights)
 
     def prepare(w: np.ndarray) -> Launch:
-        packed = {n: list(_weights(problem, forward, one, w)) for n, one in enumerate(passes) if one.places}
+        packed = {n: list(_weights(problem, forward, one, w, keep=True)) for n, one in enumerate(passes) if one.places}
         return gather(op, problem, why, packed)
 
     return Launch(run, "gemm", why, config, _gather_bytes(problem), prepare)
@@ -139,7 +142,7 @@ def _tile(problem: ConvProblem) -> str:
 def _gather_bytes(problem: ConvProblem) -> int:
     from fastconv.kernels.numba_cpu import gemm, simd
 
-    return gemm.BLOCK * simd.NV * simd.VECTOR_BYTES
+    return gemm.BUNDLE * gemm.BLOCK * simd.NV * simd.VECTOR_BYTES
 
 
 class Weights(NamedTuple):
@@ -163,8 +166,11 @@ def _weight_strides(problem: ConvProblem, forward: bool, one: Pass, w: np.ndarra
     return k * (problem.K // problem.groups), k if forward else c, c if forward else k, offsets
 
 
-def _weights(problem: ConvProblem, forward: bool, one: Pass, w: np.ndarray) -> Iterator[Weights]:
-    """The filters in place where they lie as the kernel reads them, else rearranged a chunk at a time."""
+def _weights(problem: ConvProblem, forward: bool, one: Pass, w: np.ndarray, keep: bool = False) -> Iterator[Weights]:
+    """The filters in place where they lie as the kernel reads them, else rearranged a chunk at a time.
+
+    With `keep` each chunk has memory of its own; else the next one may overwrite it.
+    """
     gemm = kernels()
     dtype = compute_dtype(problem)
     G, T = problem.groups, len(one.places)
@@ -181,10 +187,11 @@ def _weights(problem: ConvProblem, forward: bool, one: Pass, w: np.ndarray) -> I
         return
     for g0, g1, m0, m1 in _chunks(G, M, K * size, gemm.ROWS):
         blocks = -(-(m1 - m0) // gemm.ROWS)
-        packed = np.empty((g1 - g0) * blocks * K * gemm.ROWS, dtype)
+        nbytes = (g1 - g0) * blocks * K * gemm.ROWS * size
+        packed = np.empty(nbytes, np.uint8) if keep else workspace(nbytes, "weights")
         base = w.ctypes.data + (g0 * wg + m0 * wm) * w.itemsize
         gemm.pack_weights(
-            storage(w.dtype), storage(dtype), base, g1 - g0, m1 - m0, C, T, C if wm > wc else 1,
+            storage(w.dtype), storage(dtype), base, g1 - g0, m1 - m0, C, T, C if wm > wc else PACKED_CHUNK,
             wg, wm, wc, offsets, packed.ctypes.data,
         )  # fmt: skip
         tile = K * gemm.ROWS * size
@@ -217,21 +224,19 @@ def _gather_pass(
     steps = tuple(axis.step for axis in one.axes)
     C = problem.C // problem.groups if forward else problem.K // problem.groups
     M = problem.K // problem.groups if forward else problem.C // problem.groups
-    lanes = VECTOR_BYTES // dtype.itemsize
     pixels = problem.N * math.prod(counts)
-    panels = -(-pixels // (NV * lanes))
+    panels = -(-pixels // (NV * VECTOR_BYTES // dtype.itemsize))
     count = threads()
     for weights in _weights(problem, forward, one, w) if kept is None else kept:
         G, rows = weights.groups, weights.m1 - weights.m0
         blocks = -(-rows // gemm.ROWS)
-        # Enough tasks for the threads, and no more sums at a time than 512 blocks of channels.
-        splits = min(blocks, max(-(-2 * count // (G * panels)), -(-blocks // 512)))
+        bundles, splits = share(G, panels, blocks, gemm.BUNDLE, count)
         biases = np.zeros((G, blocks * gemm.ROWS), dtype)
         first = weights.g0 * M + weights.m0
         if bias is not None:
             biases[:, :rows] = bias[first : first + G * rows].reshape(G, rows)
         sums = -(-blocks // splits) if C * len(taps) > gemm.BLOCK else 1
-        nbytes = (min(gemm.BLOCK, C * len(taps)) + sums * gemm.ROWS) * NV * VECTOR_BYTES
+        nbytes = (min(gemm.BLOCK, C * len(taps)) + sums * gemm.ROWS) * gemm.BUNDLE * NV * VECTOR_BYTES
         work = workspace(count * nbytes)
         gemm.gather(
             storage(x.dtype), S, storage(y.dtype),
@@ -239,8 +244,27 @@ def _gather_pass(
             x.ctypes.data + weights.g0 * C * xs[1] * x.itemsize,
             weights.array.ctypes.data, weights.group, weights.block, weights.row, weights.step,
             biases.ctypes.data, code, y.ctypes.data + first * ys[1] * y.itemsize,
-            panels, splits, work.ctypes.data, nbytes,
+            panels, bundles, splits, work.ctypes.data, nbytes,
         )  # fmt: skip
+
+
+@lru_cache(maxsize=1024)
+def share(G: int, panels: int, blocks: int, bundle: int, count: int) -> tuple[int, int]:
+    """(bundles of panels, splits of the channel blocks), so that `count` threads have about the same to do.
+
+    A task costs its largest bundle times its largest split. Every split unfolds the pixels again, every
+    bundle reads the weights again: some hundredths of the products each. Results do not depend on it.
+    """
+
+    def cost(choice: tuple[int, int]) -> float:
+        bundles, splits = choice
+        rounds = -(-G * bundles * splits // count)
+        return rounds * -(-panels // bundles) * -(-blocks // splits) * (1 + 0.02 * splits + 0.01 * bundles / panels)
+
+    fewest, least = -(-panels // bundle), -(-blocks // SPLIT_BLOCKS)
+    bundles = range(fewest, min(panels, max(fewest + count, 4 * count)) + 1)
+    splits = range(least, max(least, min(blocks, 4 * count)) + 1)
+    return min(itertools.product(bundles, splits), key=cost)
 
 
 # ---------------------------------------------------------------- wgrad

@@ -31,9 +31,10 @@ Run = Callable[..., None]
 
 SMALL_WORK = 2**14  # outputs times taps; NumPy gathers them in less time than a thread pool takes to start
 SMALL_CELLS = 2**16
-LANES = 64  # channels of a block that are adjacent
+LANES = 512  # channels of a block that are adjacent
+TILE_LANES = 256  # the same in a gradient
 SPREAD_LANES = 16  # channels of a block that lie far apart
-TILE_BYTES = 2**18  # of a gradient's tile: inside a core's second-level cache
+TILE_BYTES = 2**19  # of a gradient's tile: inside a core's second-level cache
 BLOCK_CELLS = 2**15  # of a block of one plane, padding counted
 TASK_CELLS = 2**15  # of the cells that one forward task reads
 
@@ -180,12 +181,12 @@ def channels(op: str, problem: PoolProblem, why: str) -> Launch:
     return Launch(run, "channels", why, {"lanes": LANES, "tile_bytes": TILE_BYTES})
 
 
-def lanes_of(array: Array) -> int:
-    """Channels per block: even parts of at most LANES where they are adjacent."""
+def lanes_of(array: Array, most: int) -> int:
+    """Channels per block: even parts of at most `most` where they are adjacent."""
     C = array.shape[1]
     if not adjacent(array):
         return min(C, SPREAD_LANES)
-    even = -(-C // -(-C // LANES))
+    even = -(-C // -(-C // most))
     return min(C, -(-even // SPREAD_LANES) * SPREAD_LANES)
 
 
@@ -200,7 +201,7 @@ def channel_forward(op: str, problem: PoolProblem) -> Run:
         x = operands[-1]
         if x.size == 0:
             return
-        lanes = lanes_of(x)
+        lanes = lanes_of(x, LANES)
         rows = max(1, TASK_CELLS // (row_cells * lanes))
         N, C = x.shape[:2]
         tasks = N * -(-C // lanes) * -(-windows.outs[0] // rows)
@@ -229,11 +230,22 @@ def is_near(windows: Windows) -> bool:
     return (extents[0] * windows.sizes[1] + extents[1]) * windows.sizes[2] + extents[2] < 2**24
 
 
-def tiles_of(sizes: Ints, lanes: int, itemsize: int) -> Ints:
-    """Rows of a gradient's tile along the first two axes."""
-    row = sizes[2] * lanes * itemsize
-    tile_b = min(sizes[1], max(1, TILE_BYTES // row))
-    return min(sizes[0], max(1, TILE_BYTES // (row * tile_b))), tile_b
+def tiles_of(windows: Windows, dx: Array) -> tuple[int, Ints]:
+    """(channels of a block, rows of a gradient's tile along the first two axes).
+
+    A tile visits the windows around it too: fewer channels and more rows where windows overlap.
+    """
+    sizes, item = windows.sizes, max(dx.itemsize, 4)
+    extents = [int(table[:, 1].max()) * step for table, step in zip(windows.tables, windows.steps, strict=True)]
+    most = TILE_LANES
+    while True:
+        lanes = lanes_of(dx, most)
+        row = sizes[2] * lanes * item
+        tile_b = min(sizes[1], max(1, TILE_BYTES // row))
+        tile_a = min(sizes[0], max(1, TILE_BYTES // (row * tile_b)))
+        if most <= SPREAD_LANES or (tile_a >= min(sizes[0], 4 * extents[0]) and tile_b >= min(sizes[1], extents[1])):
+            return lanes, (tile_a, tile_b)
+        most //= 2
 
 
 def channel_gradient(op: str, problem: PoolProblem) -> Run:
@@ -247,8 +259,7 @@ def channel_gradient(op: str, problem: PoolProblem) -> Run:
             return
         N, C = dx.shape[:2]
         G, S = storage(dy.dtype), computed(dy.dtype)
-        lanes = lanes_of(dx)
-        tiles = tiles_of(sizes, lanes, 8)
+        lanes, tiles = tiles_of(windows, dx)
         tasks = N * -(-C // lanes) * -(-sizes[0] // tiles[0]) * -(-sizes[1] // tiles[1])
         work_bytes = 4 * (8 * lanes + 128) + 8 * lanes * tiles[0] * tiles[1] * sizes[2]
         work = workspace(work_bytes * threads()).ctypes.data

@@ -6,20 +6,20 @@ import threading
 
 import numpy as np
 
-KEPT_BYTES = 64 * 2**20
+KEPT_BYTES = 32 * 2**20
 _local = threading.local()
 
 
-def workspace(nbytes: int) -> np.ndarray:
-    """At least `nbytes` of uninitialised memory, this thread's until its next call, 64-byte aligned."""
-    kept: np.ndarray | None = getattr(_local, "buffer", None)
+def workspace(nbytes: int, slot: str = "scratch") -> np.ndarray:
+    """At least `nbytes` of uninitialised memory, this thread's until it asks for the slot again, 64-byte aligned."""
+    kept: np.ndarray | None = getattr(_local, slot, None)
     if kept is not None and kept.size >= nbytes:
         return kept
     raw = np.empty(nbytes + 64, np.uint8)
     start = -raw.ctypes.data % 64
     buffer = raw[start : start + nbytes]
     if nbytes <= KEPT_BYTES:
-        _local.buffer = buffer
+        setattr(_local, slot, buffer)
     return buffer
 
 
