@@ -14,7 +14,7 @@ import numpy as np
 from numba import get_thread_id, njit, prange
 
 from fastconv.kernels.numba_cpu.memory import STORAGE, load, size, store, zero
-from fastconv.kernels.numba_cpu.pool import fill
+from fastconv.kernels.numba_cpu.pool import fill, number
 
 SEEN = STORAGE["uint8"]
 
@@ -47,6 +47,34 @@ def put_window(S, I, share, indices, at, lanes, window, steps, sizes, per_row, s
 
 
 @njit(nogil=True)
+def row_is_right(I, indices, at, a, a_last, b, b_last, tw, steps, sizes, per_row):
+    """Whether every index of a row of outputs is none or a cell of its window; a loop without branches."""
+    wrong = 0
+    for w in range(len(tw)):
+        flat = np.int64(load(I, indices[0], at + w * indices[5]))
+        row = np.int64((flat + 0.5) * per_row[0])  # exact, and faster than a division
+        in_w = flat - row * sizes[2]
+        in_a = row if sizes[1] == 1 else np.int64((row + 0.5) * per_row[1])
+        in_b = row - in_a * sizes[1]
+        first, last = tw[w, 0], tw[w, 0] + (tw[w, 1] - 1) * steps[2]
+        outside = (in_a < a) | (in_a > a_last) | (in_b < b) | (in_b > b_last) | (in_w < first) | (in_w > last)
+        if steps[0] * steps[1] * steps[2] != 1:
+            outside |= ((in_a - a) % steps[0] != 0) | ((in_b - b) % steps[1] != 0) | ((in_w - first) % steps[2] != 0)
+        wrong |= outside & (flat != -1)
+    return wrong == 0
+
+
+@njit(nogil=True)
+def put_row(G, S, I, dy, source, indices, at, count, sums, cell):
+    """Add a row of checked outputs of one channel."""
+    for w in range(count):
+        flat = np.int64(load(I, indices[0], at + w * indices[5]))
+        if flat >= 0:
+            value = load(S, sums, flat * cell) + number(S, load(G, dy[0], source + w * dy[5]))
+            store(S, sums, flat * cell, value)
+
+
+@njit(nogil=True)
 def scatter_planes(task, G, S, I, dy, indices, dx, C, lanes, direct, tables, steps, sizes, scratch):
     """The planes of `lanes` channels; straight in dx where its cells lie evenly and are as they are computed in."""
     ta, tb, tw = tables
@@ -62,6 +90,13 @@ def scatter_planes(task, G, S, I, dy, indices, dx, C, lanes, direct, tables, ste
     for a in range(len(ta)):
         for b in range(len(tb)):
             a_last, b_last = ta[a, 0] + (ta[a, 1] - 1) * steps[0], tb[b, 0] + (tb[b, 1] - 1) * steps[1]
+            if n == 1:
+                at = offset(indices, image, c, a, b, 0)
+                if row_is_right(I, indices, at, ta[a, 0], a_last, tb[b, 0], b_last, tw, steps, sizes, per_row):
+                    put_row(G, S, I, dy, offset(dy, image, c, a, b, 0), indices, at, len(tw), sums, cell)
+                else:
+                    right = False
+                continue
             for w in range(len(tw)):
                 source = offset(dy, image, c, a, b, w)
                 for lane in range(n):

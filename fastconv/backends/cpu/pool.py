@@ -31,6 +31,8 @@ Run = Callable[..., None]
 
 SMALL_WORK = 2**14  # outputs times taps; NumPy gathers them in less time than a thread pool takes to start
 SMALL_CELLS = 2**16
+MOST_PHASES = 32  # of rows: with more, a phase has too few places for a vector
+MOST_WORK = 2**25  # bytes of a thread's scratch
 LANES = 512  # channels of a block that are adjacent
 TILE_LANES = 256  # the same in a gradient
 SPREAD_LANES = 16  # channels of a block that lie far apart
@@ -53,24 +55,36 @@ def choose(op: str, problem: PoolProblem, mode: str = "heuristic") -> tuple[str,
         return "small", f"{outputs} outputs of {taps} taps take less time than a thread pool needs to start"
     if op.startswith("maxunpool"):
         return "index", "values move to and from where their indices say"
-    if mode != "off" and problem.layout == "NCHW" and applies("rows", op, problem):
-        return "rows", "lanes along W, or along C where the memory of a call has its channels adjacent"
+    if mode != "off" and problem.layout == "NCHW":
+        if applies("planes", op, problem):
+            return "planes", "one window is the whole plane: sums along rows"
+        if applies("rows", op, problem):
+            return "rows", "lanes along W, or along C where the memory of a call has its channels adjacent"
     return "channels", "lanes along C: right for every window and layout"
 
 
 def applies(algorithm: str, op: str, problem: PoolProblem) -> bool:
-    """Whether an algorithm is right for a problem; "channels" is for all but max unpooling."""
+    """Whether an algorithm is right for a problem, and worth it; "channels" is right for all but max unpooling."""
+    cells = [problem.cells(axis) for axis in range(problem.ndim)]
+    if algorithm == "planes":
+        whole = all(len(spans) == 1 and spans[0] == (0, n) for spans, n in zip(cells, problem.size, strict=True))
+        return op == "avgpool_fprop" and whole
     if algorithm == "rows":
         even = all(n % m == 0 for n, m in zip(problem.size, problem.out, strict=True))
-        whole = all(count > 0 for axis in range(problem.ndim) for _, count in problem.cells(axis))
-        return op[:2] in ("ma", "av") and (problem.window is not None or even) and whole
+        if op[:2] not in ("ma", "av") or (problem.window is None and not even):
+            return False
+        window = problem.window or even_window(problem)
+        filled = all(count > 0 for spans in cells for _, count in spans)
+        if not filled or math.prod(window.stride) > MOST_PHASES or problem.taps >= 2**24:
+            return False
+        return work_bytes_of(op, Rows(problem, op.endswith("dgrad"))) <= MOST_WORK
     return True
 
 
 def build(op: str, problem: PoolProblem, algorithm: str, why: str) -> Launch:
     if algorithm == "small":
         return Launch(pool_small.pool(op, problem), "small", why)
-    launch = {"index": index, "rows": rows, "channels": channels}[algorithm](op, problem, why)
+    launch = {"index": index, "planes": planes, "rows": rows, "channels": channels}[algorithm](op, problem, why)
     if op != "maxpool_dgrad":
         return launch
     find, follow = launch.run, scatter(problem)
@@ -330,18 +344,17 @@ def rows(op: str, problem: PoolProblem, why: str) -> Launch:
     along_w = row_gradient(op, problem, geometry) if gradient else row_forward(op, problem, geometry)
     along_c = channels(op, problem, why).run
 
+    source = -1 if op == "maxpool_indices" else 0
+
     def run(result: Array, *operands: Array) -> None:
-        (
-            along_c
-            if adjacent(result, SPREAD_LANES) and adjacent(operands[-1 if op == "maxpool_indices" else 0])
-            else along_w
-        )(result, *operands)
+        last = adjacent(result, SPREAD_LANES) and adjacent(operands[source])
+        (along_c if last else along_w)(result, *operands)
 
     config = {"rows": geometry.rows, "blocks": geometry.blocks}
-    return Launch(run, "rows", why, config, workspace=work_bytes_of(op, problem, geometry))
+    return Launch(run, "rows", why, config, workspace=work_bytes_of(op, geometry))
 
 
-def work_bytes_of(op: str, problem: PoolProblem, geometry: Rows) -> int:
+def work_bytes_of(op: str, geometry: Rows) -> int:
     """What pool_rows.py lays out in a thread's scratch, for values of 8 bytes."""
     line = geometry.sizes[2] * 8 + 2048
     if op == "maxpool_dgrad":
@@ -351,7 +364,7 @@ def work_bytes_of(op: str, problem: PoolProblem, geometry: Rows) -> int:
 
 def row_forward(op: str, problem: PoolProblem, geometry: Rows) -> Run:
     unit, taps, shifts = geometry.unit, geometry.taps, geometry.shifts
-    work_bytes = work_bytes_of(op, problem, geometry)
+    work_bytes = work_bytes_of(op, geometry)
     divisors = divisors_of(problem, unit) if op == "avgpool_fprop" else None
 
     def run(y: Array, *operands: Array) -> None:
@@ -382,7 +395,7 @@ def split_of(units: int) -> tuple[int, int, int]:
 
 def row_gradient(op: str, problem: PoolProblem, geometry: Rows) -> Run:
     unit, taps, g = geometry.unit, geometry.taps, geometry.geometry
-    work_bytes = work_bytes_of(op, problem, geometry)
+    work_bytes = work_bytes_of(op, geometry)
     divisors = divisors_of(problem, unit) if op == "avgpool_dgrad" else None
 
     def run(dx: Array, dy: Array, x: Any = None) -> None:
@@ -402,6 +415,31 @@ def row_gradient(op: str, problem: PoolProblem, geometry: Rows) -> Run:
         )
 
     return run
+
+
+# ---------------------------------------------------------------- whole planes
+
+
+def planes(op: str, problem: PoolProblem, why: str) -> Launch:
+    """The average of each plane; with channels as lanes where they are adjacent."""
+    along_c, unit = channels(op, problem, why).run, ROW_UNIT[problem.ndim]
+    sizes = lift(problem.size, 1, unit)
+    divisor = math.prod(float(factors[0]) for factors in divisors_of(problem, unit))
+
+    def run(y: Array, x: Array) -> None:
+        if x.size == 0 or adjacent(x, SPREAD_LANES):
+            along_c(y, x)
+            return
+        from fastconv.backends.cpu.elementwise import rows_of
+
+        N, C = x.shape[:2]
+        sums = np.empty((N, C))
+        X, S, module = storage(x.dtype), computed(x.dtype), kernels("elementwise")
+        module.bias_grad_planes(N * C, C, X, S, *rows_of(x, sizes, unit), sums.ctypes.data)
+        with np.errstate(all="ignore"):
+            y[...] = (sums / divisor).reshape(y.shape)
+
+    return Launch(run, "planes", why)
 
 
 # ---------------------------------------------------------------- indices
