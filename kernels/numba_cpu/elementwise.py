@@ -21,8 +21,10 @@ from numba import njit, prange, types
 from numba.extending import overload
 
 from fastconv.kernels.numba_cpu.functions import error_complement, exponential, hyperbolic_tangent
-from fastconv.kernels.numba_cpu.memory import STORAGE, load, store
+from fastconv.kernels.numba_cpu.memory import STORAGE, load, size, store, zero
 from fastconv.kernels.numba_cpu.pool import Kind, number
+from fastconv.kernels.numba_cpu.pool_vectors import lane_sum, part, plus, splat, whole
+from fastconv.kernels.numba_cpu.simd import width
 
 NONE, RELU, RELU6, LEAKY_RELU, SIGMOID, TANH, GELU, SILU = range(8)
 KINDS = tuple(map(Kind, ("none", "relu", "relu6", "leaky_relu", "sigmoid", "tanh", "gelu", "silu")))
@@ -222,19 +224,52 @@ def activation_dgrad(tasks, group, chunk, rows, n, code, G, X, dx, dy, x, shape,
 # ---------------------------------------------------------------- sums
 
 
-@njit(nogil=True, fastmath={"reassoc", "contract", "nsz"})
 def sum_run(X, S, x, at, step, n):
     """A float64 sum of sums of up to 1024 elements."""
+    raise NotImplementedError("only inside kernels")
+
+
+@overload(sum_run)
+def _sum_run(X, S, x, at, step, n):
+    if X.stored == S.stored:
+        return _sum_either
+    return lambda X, S, x, at, step, n: sum_each(X, S, x, at, step, n)
+
+
+def _sum_either(X, S, x, at, step, n):
+    if step == 1:
+        return sum_vectors(S, x + at * size(S), n)
+    return sum_each(X, S, x, at, step, n)
+
+
+@njit(nogil=True)
+def sum_vectors(S, cell, n):
+    step, lanes, total = width(S) * size(S), width(S), 0.0
+    for first in range(0, n, 1024):
+        count = min(1024, n - first)
+        part0 = part1 = splat(S, zero(S))
+        for _ in range(count // (2 * lanes)):
+            part0, part1 = plus(part0, whole(S, cell)), plus(part1, whole(S, cell + step))
+            cell += 2 * step
+        rest = count % (2 * lanes)
+        part0 = plus(part0, part(S, cell, min(rest, lanes)))
+        part1 = plus(part1, part(S, cell + step, max(rest - lanes, 0)))
+        total += lane_sum(plus(part0, part1))
+    return total
+
+
+@njit(nogil=True, fastmath={"reassoc", "contract", "nsz"})
+def sum_each(X, S, x, at, step, n):
     total = 0.0
     for first in range(0, n, 1024):
-        part = number(S, 0)
+        last, some = min(first + 1024, n), number(S, 0)
         if step == 1:
-            for i in range(first, min(first + 1024, n)):
-                part += load(X, x, at + i)
+            for i in range(first, last):
+                some += load(X, x, at + i)
         else:
-            for i in range(first, min(first + 1024, n)):
-                part += load(X, x, at + i * step)
-        total += part
+            for i in range(first, last):
+                some += load(X, x, at + i * step)
+        total += some
     return total
 
 

@@ -10,7 +10,7 @@ from numba.extending import intrinsic, overload
 
 from fastconv.kernels.numba_cpu.memory import computed_name, size, zero
 from fastconv.kernels.numba_cpu.pool import lowest, number
-from fastconv.kernels.numba_cpu.simd import VectorType, _load, _masked, _splat, width
+from fastconv.kernels.numba_cpu.simd import VectorType, _halve, _load, _masked, _splat, width
 
 
 def _vector(storage):
@@ -145,6 +145,16 @@ def over(typing, a, b):
         return builder.fdiv(*args)
 
     return a(a, b) if isinstance(a.element, types.Float) else None, generate
+
+
+@intrinsic
+def lane_sum(typing, a):
+    """The sum of all lanes, in a fixed order."""
+
+    def generate(context, builder, signature, args):
+        return _halve(builder, a.element, args[0])
+
+    return a.element(a), generate
 
 
 def join(kind, a, b):
