@@ -1,7 +1,6 @@
 """Pooling with lanes along W: regular windows over planes whose rows are adjacent in memory (or not).
 
-Forward:  y[n, c, p] = fold over the taps t of x[n, c, p * stride - pad + t * dilation]
-Gradient: dx[n, c, p * stride - pad + t * dilation] += dy[n, c, p] where t is window p's tap, or its share
+y[n, c, p] = fold over the taps t of x[n, c, p * stride - pad + t * dilation]
 
 A block of a plane is copied into scratch split by phases of the stride: the padded cell s * j + f along an
 axis lies at place j of phase f. There every tap is a constant offset,
@@ -11,19 +10,14 @@ axis lies at place j of phase f. There every tap is a constant offset,
 and one flat loop over all outputs p of the block, whatever its rows are, folds a tap with unit stride for
 any stride, dilation and rank. What the loop computes between the rows is never looked at.
 
-A task is a run of blocks: (plane, `rows` rows of outputs along A) forward, (plane, `rows` places of the
-first phase along A) in a gradient, which also visits the outputs around its block and keeps only its own
-rows: nothing is shared, and each cell adds its taps in the same order however the blocks lie.
-
-Geometry `g`: sizes, outs, strides, dilations, low pads, ksizes, and places per phase, of A, B, W each.
-`taps` holds the offset of each tap in scratch, `shifts` (an address) that in the
-flat extent. Every window has a cell. Workspace per thread: forward, the phases and one or two
-rows of outputs; in a gradient the phases twice.
+A task is a run of blocks, (plane, `rows` rows of outputs along A). Geometry `g`: sizes, outs, strides,
+dilations, low pads, ksizes, and places per phase, of A, B, W each. `taps` holds the offset of each tap in
+scratch, `shifts` (an address) that in the flat extent. Every window has a cell. Workspace per thread: the
+phases, and the outputs with their taps.
 """
 
 import numpy as np
 from numba import get_thread_id, njit, prange
-from numba.extending import overload
 
 from fastconv.kernels.numba_cpu.memory import STORAGE, load, size, store, zero
 from fastconv.kernels.numba_cpu.pool import MAX, SUM, fill, lowest, number
@@ -31,17 +25,12 @@ from fastconv.kernels.numba_cpu.pool_vectors import (
     copy,
     join,
     keep,
-    matching,
     newer,
-    part,
-    plus,
     same,
     splat,
     unzip,
     whole,
-    zip_,
 )
-from fastconv.kernels.numba_cpu.simd import lanes as lanes_of
 from fastconv.kernels.numba_cpu.simd import width
 
 INDEX = STORAGE["int64"]
@@ -54,14 +43,14 @@ def room(S, count):
 
 
 @njit(nogil=True)
-def three(g, i):
-    return g[i, 0], g[i, 1], g[i, 2]
+def row_of(g, i):
+    return g[i, 0], g[i, 1], g[i, 2], g[i, 3]
 
 
 @njit(nogil=True)
 def geometry(g):
     """The rows of the array g as tuples."""
-    return three(g, 0), three(g, 1), three(g, 2), three(g, 3), three(g, 4), three(g, 5), three(g, 6)
+    return row_of(g, 0), row_of(g, 1), row_of(g, 2), row_of(g, 3), row_of(g, 4), row_of(g, 5), row_of(g, 6)
 
 
 # ---------------------------------------------------------------- rows in and out of phases
@@ -105,34 +94,6 @@ def split_row(X, S, x, at, step, n, pad, lead, stride, extent, places, row, plan
         target, source, by = row + phase * plane + place * size(S), at + first * step, stride * step
         for i in range(count):
             store(S, target, i, load(X, x, source + i * by))
-
-
-@njit(nogil=True, forceinline=True)
-def join_row(S, Y, row, plane, y, at, step, n, pad, lead, stride, places, line):
-    """The phases of a row to a row of y; 0 where no window reaches."""
-    reached = max(0, min(n, places * stride - pad))
-    if stride <= 2:
-        direct = same(Y, S) and step == 1
-        target = y + at * size(S) if direct else line
-        source = row + lead * size(S)
-        if stride == 1:
-            copy(S, source, reached, target)
-        elif pad == 2 * lead:
-            zip_(S, source, source + plane, target, reached)
-        elif reached > 0:
-            store(S, target, 0, load(S, source + plane, 0))
-            zip_(S, source + size(S), source + plane + size(S), target + size(S), reached - 1)
-        if not direct:
-            for i in range(reached):
-                store(Y, y, at + i * step, load(S, line, i))
-    else:
-        for phase in range(stride):
-            first, place, count = span(phase, pad, stride, n, places)
-            source = row + phase * plane + place * size(S)
-            for i in range(count):
-                store(Y, y, at + (first + i * stride) * step, load(S, source, i))
-    for w in range(reached, n):
-        store(Y, y, at + w * step, zero(S))
 
 
 @njit(nogil=True)
@@ -315,157 +276,6 @@ def avg_task(first, last, X, S, x, y, C, rows, layout, taps, divisors, phases):
         write_values(S, X, g, total, y, image * y[1] + c * y[2], low, high)
 
 
-# ---------------------------------------------------------------- gradients
-
-
-@njit(nogil=True)
-def read_rows(Y, S, g, y, base, low, high, total):
-    """Rows of dy; what lies between them in scratch stays 0."""
-    outs, places = g[1], g[6]
-    for a in range(low, high):
-        for b in range(outs[1]):
-            row = total + ((a - low) * places[1] + b) * places[2] * size(S)
-            at = base + a * y[3] + b * y[4]
-            if same(Y, S) and y[5] == 1:
-                copy(S, y[0] + at * size(S), outs[2], row)
-            else:
-                for w in range(outs[2]):
-                    store(S, row, w, load(Y, y[0], at + w * y[5]))
-
-
-@njit(nogil=True)
-def give_all(S, taps, share, sums, count):
-    """Each output's gradient to the cells of all its taps."""
-    lanes, step = width(S), width(S) * size(S)
-    for t in range(len(taps)):
-        target, source = sums + taps[t] * size(S), share
-        for _ in range(count // lanes):
-            keep(plus(whole(S, target), whole(S, source)), target)
-            target, source = target + step, source + step
-        rest = count % lanes
-        keep(plus(whole(S, target), part(S, source, rest)), target)
-
-
-def give_taps(S, SX, taps, share, tap, sums, count):
-    """Each output's gradient to its tap's cell; `tap` holds its number in the type of x."""
-    raise NotImplementedError("only inside kernels")
-
-
-@overload(give_taps)
-def _give_taps(S, SX, taps, share, tap, sums, count):
-    if lanes_of(S.stored) == lanes_of(SX.stored):
-        return _give_vectors
-    return _give_each
-
-
-def _give_vectors(S, SX, taps, share, tap, sums, count):
-    lanes, step = width(S), width(S) * size(S)
-    for t in range(len(taps)):
-        target, source, label, mine = sums + taps[t] * size(S), share, tap, splat(SX, number(SX, t))
-        for _ in range(count // lanes):
-            keep(plus(whole(S, target), matching(whole(SX, label), mine, whole(S, source))), target)
-            target, source, label = target + step, source + step, label + step
-        gift = matching(whole(SX, label), mine, part(S, source, count % lanes))
-        keep(plus(whole(S, target), gift), target)
-
-
-def _give_each(S, SX, taps, share, tap, sums, count):
-    for t in range(len(taps)):
-        target, mine = sums + taps[t] * size(S), number(SX, t)
-        for i in range(count):
-            gift = load(S, share, i) if load(SX, tap, i) == mine else zero(S)
-            store(S, target, i, load(S, target, i) + gift)
-
-
-@njit(nogil=True)
-def join_block(S, Y, g, sums, dx, base, own, stop, low, count, rows, line):
-    """The finished places [own, stop) along A to dx; scratch holds `count` of them from `low` on."""
-    sizes, strides, lows, places = g[0], g[2], g[4], g[6]
-    plane = rows * places[1] * places[2] * size(S)
-    lead = lows[2] // strides[2]
-    for place_a in range(own, stop):
-        for phase_a in range(strides[0]):
-            a = place_a * strides[0] + phase_a - lows[0]
-            if a < 0 or a >= sizes[0]:
-                continue
-            place_b, phase_b = lows[1] // strides[1], lows[1] % strides[1]
-            for b in range(sizes[1]):
-                at = base + a * dx[3] + b * dx[4]
-                if 0 <= place_a - low < count and place_b < places[1]:
-                    phase = sums + (phase_a * strides[1] + phase_b) * strides[2] * plane
-                    row = phase + ((place_a - low) * places[1] + place_b) * places[2] * size(S)
-                    join_row(S, Y, row, plane, dx[0], at, dx[5], sizes[2], lows[2], lead, strides[2], places[2], line)
-                else:
-                    for w in range(sizes[2]):
-                        store(Y, dx[0], at + w * dx[5], zero(S))
-                phase_b += 1
-                if phase_b == strides[1]:
-                    place_b, phase_b = place_b + 1, 0
-
-
-@njit(nogil=True)
-def places_of(unit, rows, g, C):
-    """(image, channel, own places [own, stop) along A, outputs [low, high) that reach them)."""
-    sizes, outs, strides, lows, places = g[0], g[1], g[2], g[4], g[6]
-    every = -(-(sizes[0] + lows[0]) // strides[0])
-    blocks = -(-every // rows)
-    plane, own = unit // blocks, unit % blocks * rows
-    stop, shift = min(own + rows, every), places[0] - outs[0]
-    low, high = max(0, own - shift), min(outs[0], stop)
-    return plane // C, plane % C, own, stop, low, high
-
-
-@njit(nogil=True)
-def max_back(first, last, X, SX, G, S, x, dy, dx, C, rows, layout, taps, sums):
-    g = geometry(layout)
-    outs, strides, places = g[1], g[2], g[6]
-    shift = places[0] - outs[0]
-    held = rows + 2 * shift
-    plane = held * places[1] * places[2]
-    phases = strides[0] * strides[1] * strides[2]
-    share = sums + room(S, phases * plane)
-    tap = share + room(S, plane)
-    best = tap + room(SX, plane)
-    cells = best + room(SX, plane)
-    line = cells + room(SX, phases * plane)
-    fill(S, share, plane, zero(S))
-    fill(SX, cells, phases * plane, lowest(X))
-    for unit in range(first, last):
-        image, c, own, stop, low, high = places_of(unit, rows, g, C)
-        if low < high:
-            count = flat_count(g, high - low)
-            fill(S, sums, phases * plane, zero(S))
-            read_rows(G, S, g, dy, image * dy[1] + c * dy[2], low, high, share)
-            split_block(X, SX, lowest(X), g, x, image * x[1] + c * x[2], low, high - low + shift, held, cells, line)
-            first_taps(SX, g, low, high, tap)
-            find_taps(SX, cells, taps, best, tap, count)
-            give_taps(S, SX, taps, share, tap, sums, count)
-        base = image * dx[1] + c * dx[2]
-        join_block(S, G, g, sums, dx, base, own, stop, low, max(0, high - low + shift), held, line)
-
-
-@njit(nogil=True)
-def avg_back(first, last, G, S, dy, dx, C, rows, layout, taps, divisors, sums):
-    g = geometry(layout)
-    outs, strides, places = g[1], g[2], g[6]
-    shift = places[0] - outs[0]
-    held = rows + 2 * shift
-    plane = held * places[1] * places[2]
-    phases = strides[0] * strides[1] * strides[2]
-    share = sums + room(S, phases * plane)
-    line = share + room(S, plane)
-    fill(S, share, plane, zero(S))
-    for unit in range(first, last):
-        image, c, own, stop, low, high = places_of(unit, rows, g, C)
-        if low < high:
-            fill(S, sums, phases * plane, zero(S))
-            read_rows(G, S, g, dy, image * dy[1] + c * dy[2], low, high, share)
-            divide_rows(S, g, share, low, high, divisors)
-            give_all(S, taps, share, sums, flat_count(g, high - low))
-        base = image * dx[1] + c * dx[2]
-        join_block(S, G, g, sums, dx, base, own, stop, low, max(0, high - low + shift), held, line)
-
-
 # ---------------------------------------------------------------- entry points: `units` blocks, `run` to a task
 
 
@@ -484,18 +294,4 @@ def avg_fprop(tasks, units, run, X, S, x, y, C, rows, g, taps, divisors, work, w
         avg_task(task * run, min(task * run + run, units), X, S, x, y, C, rows, g, taps, divisors, scratch)
 
 
-@njit(parallel=True, nogil=True)
-def max_dgrad(tasks, units, run, X, SX, G, S, x, dy, dx, C, rows, g, taps, work, work_bytes):
-    for task in prange(tasks):
-        scratch, last = work + get_thread_id() * work_bytes, min(task * run + run, units)
-        max_back(task * run, last, X, SX, G, S, x, dy, dx, C, rows, g, taps, scratch)
-
-
-@njit(parallel=True, nogil=True)
-def avg_dgrad(tasks, units, run, G, S, dy, dx, C, rows, g, taps, divisors, work, work_bytes):
-    for task in prange(tasks):
-        scratch, last = work + get_thread_id() * work_bytes, min(task * run + run, units)
-        avg_back(task * run, last, G, S, dy, dx, C, rows, g, taps, divisors, scratch)
-
-
-ENTRIES = ("max_fprop", "avg_fprop", "max_dgrad", "avg_dgrad")
+ENTRIES = ("max_fprop", "avg_fprop")

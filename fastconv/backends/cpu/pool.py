@@ -32,6 +32,8 @@ Run = Callable[..., None]
 SMALL_WORK = 2**14  # outputs times taps; NumPy gathers them in less time than a thread pool takes to start
 SMALL_CELLS = 2**16
 MOST_PHASES = 32  # of rows: with more, a phase has too few places for a vector
+MOST_SPREAD = 4  # stride along W of a row gradient: it computes between outputs too
+OVERRUN = 64  # elements that loops over vectors may run beyond a row
 MOST_WORK = 2**25  # bytes of a thread's scratch
 LANES = 512  # channels of a block that are adjacent
 TILE_LANES = 256  # the same in a gradient
@@ -77,7 +79,10 @@ def applies(algorithm: str, op: str, problem: PoolProblem) -> bool:
         filled = all(count > 0 for spans in cells for _, count in spans)
         if not filled or math.prod(window.stride) > MOST_PHASES or problem.taps >= 2**24:
             return False
-        return work_bytes_of(op, Rows(problem, op.endswith("dgrad"))) <= MOST_WORK
+        if op.endswith("dgrad") and window.stride[-1] > MOST_SPREAD:
+            return False
+        geometry = Backward(problem, op) if op.endswith("dgrad") else Forward(problem)
+        return geometry.work_bytes <= MOST_WORK
     return True
 
 
@@ -302,29 +307,61 @@ ROW_UNIT = {1: (0, 1), 2: (1,), 3: ()}
 
 
 class Rows:
-    """The geometry of pool_rows.py: blocks of `rows` places along A, `held` with those their windows reach into."""
+    """Regular windows with unit axes put in, as the kernels with lanes along W take them."""
 
-    def __init__(self, problem: PoolProblem, gradient: bool):
+    def __init__(self, problem: PoolProblem):
         window = problem.window or even_window(problem)
         unit = self.unit = ROW_UNIT[problem.ndim]
         self.sizes, self.outs = lift(problem.size, 1, unit), lift(problem.out, 1, unit)
-        strides, dilations = lift(window.stride, 1, unit), lift(window.dilation, 1, unit)
-        lows, ksizes = lift([low for low, _ in window.pad], 0, unit), lift(window.ksize, 1, unit)
-        shifts = [(k - 1) * d // s for k, d, s in zip(ksizes, dilations, strides, strict=True)]
+        self.strides, self.dilations = lift(window.stride, 1, unit), lift(window.dilation, 1, unit)
+        self.lows, self.ksizes = lift([low for low, _ in window.pad], 0, unit), lift(window.ksize, 1, unit)
+        self.extents = tuple((k - 1) * d + 1 for k, d in zip(self.ksizes, self.dilations, strict=True))
+        self.tap_offsets = np.indices(self.ksizes).reshape(3, -1).T * self.dilations
+
+    def geometry(self, *last: int) -> Array:
+        """The rows of `g` (pool_rows.py), the last one given."""
+        rows = (self.sizes, self.outs, self.strides, self.dilations, self.lows, self.ksizes)
+        return np.array([(*row, 0) for row in rows] + [(*last, 0)[:4]], np.int64)
+
+
+class Forward(Rows):
+    """Blocks of `rows` rows of outputs, split by phases: pool_rows.py."""
+
+    def __init__(self, problem: PoolProblem):
+        super().__init__(problem)
+        shifts = [(e - 1) // s for e, s in zip(self.extents, self.strides, strict=True)]
         places = tuple(n + shift for n, shift in zip(self.outs, shifts, strict=True))
-        self.phases = math.prod(strides)
-        every = -(-(self.sizes[0] + lows[0]) // strides[0]) if gradient else self.outs[0]
-        halo = shifts[0] * (2 if gradient else 1)
-        row = self.phases * places[1] * places[2]
-        self.rows = min(every, max(BLOCK_CELLS // row - halo, halo, 1))
-        self.blocks = -(-every // self.rows)
-        self.held = self.rows + halo
-        self.plane = self.held * places[1] * places[2]
-        self.geometry = np.array((self.sizes, self.outs, strides, dilations, lows, ksizes, places), np.int64)
-        taps = np.indices(ksizes).reshape(3, -1).T * dilations
-        phase, place = taps % strides, taps // strides
-        self.taps = _flat(phase, strides) * self.plane + _flat(place, places)
-        self.shifts = _flat(taps, self.sizes)
+        phases = math.prod(self.strides)
+        self.rows = min(self.outs[0], max(BLOCK_CELLS // (phases * places[1] * places[2]) - shifts[0], shifts[0], 1))
+        self.blocks = -(-self.outs[0] // self.rows)
+        plane = (self.rows + shifts[0]) * places[1] * places[2]
+        self.g = self.geometry(*places)
+        self.taps = _flat(self.tap_offsets % self.strides, self.strides) * plane
+        self.taps += _flat(self.tap_offsets // self.strides, places)
+        self.shifts = _flat(self.tap_offsets, self.sizes)
+        self.work_bytes = 8 * (plane * (phases + 2) + self.sizes[2]) + 2048
+
+
+class Backward(Rows):
+    """Blocks of `rows` rows of dx: pool_rows_dgrad.py."""
+
+    def __init__(self, problem: PoolProblem, op: str):
+        super().__init__(problem)
+        places = (self.outs[2] - 1) * self.strides[2] + 1
+        before = self.extents[2] - 1
+        across = (self.outs[1] - 1) * self.strides[1] + self.extents[1]
+        x_row = places + before + OVERRUN
+        y_row = before + max(places, self.sizes[2] + self.lows[2]) + OVERRUN
+        plain = max(self.sizes[2], self.outs[2], 2 * self.ksizes[0] * self.ksizes[1]) + OVERRUN
+        self.rows = min(self.sizes[0], max(BLOCK_CELLS // (x_row * across) - self.extents[0], self.extents[0]))
+        self.blocks = -(-self.sizes[0] // self.rows)
+        reach = min(self.outs[0], (self.rows + self.extents[0] - 2) // self.strides[0] + 1)
+        x_cells = ((reach - 1) * self.strides[0] + self.extents[0]) * across * x_row
+        y_cells = reach * self.outs[1] * y_row
+        self.g = self.geometry(x_row, y_row, before, plain)
+        self.taps = _flat(self.tap_offsets, (0, across, x_row))
+        self.work_bytes = 8 * ((2 * y_cells + x_cells if op == "maxpool_dgrad" else y_cells) + 3 * y_row + 2 * plain)
+        self.work_bytes += 4096
 
 
 def _flat(places: Array, extents: Ints) -> Array:
@@ -339,11 +376,9 @@ def even_window(problem: PoolProblem) -> Window:
 
 def rows(op: str, problem: PoolProblem, why: str) -> Launch:
     """With channels as lanes at once where the memory of a call has its channels adjacent."""
-    gradient = op.endswith("dgrad")
-    geometry = Rows(problem, gradient)
-    along_w = row_gradient(op, problem, geometry) if gradient else row_forward(op, problem, geometry)
+    geometry = Backward(problem, op) if op.endswith("dgrad") else Forward(problem)
+    along_w = row_gradient(op, problem, geometry) if op.endswith("dgrad") else row_forward(op, problem, geometry)
     along_c = channels(op, problem, why).run
-
     source = -1 if op == "maxpool_indices" else 0
 
     def run(result: Array, *operands: Array) -> None:
@@ -351,40 +386,7 @@ def rows(op: str, problem: PoolProblem, why: str) -> Launch:
         (along_c if last else along_w)(result, *operands)
 
     config = {"rows": geometry.rows, "blocks": geometry.blocks}
-    return Launch(run, "rows", why, config, workspace=work_bytes_of(op, geometry))
-
-
-def work_bytes_of(op: str, geometry: Rows) -> int:
-    """What pool_rows.py lays out in a thread's scratch, for values of 8 bytes."""
-    line = geometry.sizes[2] * 8 + 2048
-    if op == "maxpool_dgrad":
-        return geometry.plane * (geometry.phases * 16 + 24) + line
-    return geometry.plane * (geometry.phases * 8 + 16) + line
-
-
-def row_forward(op: str, problem: PoolProblem, geometry: Rows) -> Run:
-    unit, taps, shifts = geometry.unit, geometry.taps, geometry.shifts
-    work_bytes = work_bytes_of(op, geometry)
-    divisors = divisors_of(problem, unit) if op == "avgpool_fprop" else None
-
-    def run(y: Array, *operands: Array) -> None:
-        x = operands[-1]
-        if x.size == 0:
-            return
-        N, C = x.shape[:2]
-        units = N * C * geometry.blocks
-        X, S = storage(x.dtype), computed(x.dtype)
-        work = workspace(work_bytes * threads()).ctypes.data
-        module, xs, ys, g = kernels("pool_rows"), operand(x, unit), operand(y, unit), geometry.geometry
-        if divisors is not None:
-            module.avg_fprop(*split_of(units), X, S, xs, ys, C, geometry.rows, g, taps, divisors, work, work_bytes)
-            return
-        places = operand(operands[0], unit) if op == "maxpool_indices" else NOWHERE
-        module.max_fprop(
-            *split_of(units), X, S, xs, ys, places, C, geometry.rows, g, taps, shifts.ctypes.data, work, work_bytes
-        )
-
-    return run
+    return Launch(run, "rows", why, config, workspace=geometry.work_bytes)
 
 
 def split_of(units: int) -> tuple[int, int, int]:
@@ -393,26 +395,49 @@ def split_of(units: int) -> tuple[int, int, int]:
     return -(-units // run), units, run
 
 
-def row_gradient(op: str, problem: PoolProblem, geometry: Rows) -> Run:
-    unit, taps, g = geometry.unit, geometry.taps, geometry.geometry
-    work_bytes = work_bytes_of(op, geometry)
-    divisors = divisors_of(problem, unit) if op == "avgpool_dgrad" else None
+def row_forward(op: str, problem: PoolProblem, geometry: Any) -> Run:
+    unit, taps, shifts, work_bytes = geometry.unit, geometry.taps, geometry.shifts, geometry.work_bytes
+    divisors = divisors_of(problem, unit)
+
+    def run(y: Array, *operands: Array) -> None:
+        x = operands[-1]
+        if x.size == 0:
+            return
+        N, C = x.shape[:2]
+        tasks = split_of(N * C * geometry.blocks)
+        X, S = storage(x.dtype), computed(x.dtype)
+        work = workspace(work_bytes * threads()).ctypes.data
+        module, xs, ys, g = kernels("pool_rows"), operand(x, unit), operand(y, unit), geometry.g
+        if op == "avgpool_fprop":
+            module.avg_fprop(*tasks, X, S, xs, ys, C, geometry.rows, g, taps, divisors, work, work_bytes)
+            return
+        places = operand(operands[0], unit) if op == "maxpool_indices" else NOWHERE
+        address = shifts.ctypes.data
+        module.max_fprop(*tasks, X, S, xs, ys, places, C, geometry.rows, g, taps, address, work, work_bytes)
+
+    return run
+
+
+def row_gradient(op: str, problem: PoolProblem, geometry: Any) -> Run:
+    unit, taps, g, work_bytes = geometry.unit, geometry.taps, geometry.g, geometry.work_bytes
+    divisors, along_c = divisors_of(problem, unit), channel_gradient(op, problem)
 
     def run(dx: Array, dy: Array, x: Any = None) -> None:
         if dx.size == 0:
             return
         N, C = dx.shape[:2]
-        units = N * C * geometry.blocks
+        tasks = split_of(N * C * geometry.blocks)
         G, S = storage(dy.dtype), computed(dy.dtype)
         work = workspace(work_bytes * threads()).ctypes.data
-        module, dxs, dys = kernels("pool_rows"), operand(dx, unit), operand(dy, unit)
-        if divisors is not None:
-            module.avg_dgrad(*split_of(units), G, S, dys, dxs, C, geometry.rows, g, taps, divisors, work, work_bytes)
+        module, dxs, dys = kernels("pool_rows_dgrad"), operand(dx, unit), operand(dy, unit)
+        if op == "avgpool_dgrad":
+            module.avg_dgrad(*tasks, G, S, dys, dxs, C, geometry.rows, g, divisors, work, work_bytes)
             return
-        X, SX = storage(x.dtype), computed(x.dtype)
-        module.max_dgrad(
-            *split_of(units), X, SX, G, S, operand(x, unit), dys, dxs, C, geometry.rows, g, taps, work, work_bytes
-        )
+        X, SX, xs = storage(x.dtype), computed(x.dtype), operand(x, unit)
+        if itemsize(SX) != itemsize(S):  # lanes of x are not lanes of dy
+            along_c(dx, dy, x)
+            return
+        module.max_dgrad(*tasks, X, SX, G, S, xs, dys, dxs, C, geometry.rows, g, taps, work, work_bytes)
 
     return run
 
