@@ -23,15 +23,20 @@ from fastconv.kernels.numba_cpu.pool import Kind, fill, lowest, number
 from fastconv.kernels.numba_cpu.pool_rows import geometry, room, straight
 from fastconv.kernels.numba_cpu.pool_vectors import (
     copy,
+    copy_over,
     give,
     keep,
+    lower,
     matching,
     newer,
+    over,
+    part,
     plus,
     same,
     splat,
+    times,
+    upper,
     whole,
-    zip_,
 )
 from fastconv.kernels.numba_cpu.simd import width
 
@@ -47,7 +52,7 @@ def pad_rows(X, S, g, x, base, low, high, target, line):
     sizes, outs, strides, dilations, lows, ksizes, lengths = g
     depth = (high - low - 1) * strides[0] + (ksizes[0] - 1) * dilations[0] + 1
     across = (outs[1] - 1) * strides[1] + (ksizes[1] - 1) * dilations[1] + 1
-    row = target
+    row, bottom = target, splat(S, lowest(X))
     for i in range(depth):
         a = low * strides[0] + i - lows[0]
         for j in range(across):
@@ -57,45 +62,53 @@ def pad_rows(X, S, g, x, base, low, high, target, line):
             else:
                 n = min(sizes[2], lengths[0] - lows[2])
                 source = straight(X, S, x[0], base + a * x[3] + b * x[4], x[5], n, line)
-                copy(S, source, n, row + lows[2] * size(S))
+                copy_over(S, source, n, row + lows[2] * size(S), bottom)
             row += lengths[0] * size(S)
 
 
-def weigh(kind, S, source, n, divisors, a, b, line):
-    """The address of a row's shares: of an average, the row divided, on the scratch `line`."""
+def weigh(kind, S, value, by, along_w):
+    """Shares of a vector of dy: of an average, divided by its divisors along the row."""
     raise NotImplementedError("only inside kernels")
 
 
 @overload(weigh)
-def _weigh(kind, S, source, n, divisors, a, b, line):
-    if kind.kind != "all":
-        return lambda kind, S, source, n, divisors, a, b, line: source
-    return _divide
+def _weigh(kind, S, value, by, along_w):
+    if kind.kind == "all":
+        return lambda kind, S, value, by, along_w: over(value, times(by, whole(S, along_w)))
+    return lambda kind, S, value, by, along_w: value
 
 
-def _divide(kind, S, source, n, divisors, a, b, line):
-    by, along_w = divisors[0][a] * divisors[1][b], divisors[2]
-    for w in range(n):
-        store(S, line, w, load(S, source, w) / number(S, by * along_w[w]))
-    return line
+@njit(nogil=True, forceinline=True)
+def place_row(kind, S, source, n, stride, by, along_w, row):
+    """Shares with `stride` - 1 zeros after each, in whole vectors, which later loads need not wait for."""
+    lanes, step, nothing = width(S), width(S) * size(S), splat(S, zero(S))
+    for done in range(0, n, lanes):
+        value = weigh(kind, S, part(S, source, n - done), by, along_w)
+        if stride == 1:
+            keep(value, row)
+        elif stride == 2:
+            keep(lower(value, nothing), row)
+            keep(upper(value, nothing), row + step)
+        else:
+            keep(value, source)
+            for w in range(min(lanes, n - done)):
+                store(S, row, w * stride, load(S, source, w))
+        source, along_w, row = source + step, along_w + step, row + stride * step
 
 
 @njit(nogil=True)
-def place_rows(kind, G, S, g, dy, base, low, high, divisors, target, line, zeros):
-    """Rows of dy with each output where its window begins."""
+def place_rows(kind, G, S, g, dy, base, low, high, divisors, along_w, target, line):
+    """Rows of dy with each output where its window begins; along W, divisors are in scratch."""
     outs, strides, lengths = g[1], g[2], g[6]
     row = target + lengths[2] * size(S)
     for a in range(low, high):
         for b in range(outs[1]):
+            by = splat(S, number(S, divisors[0][a] * divisors[1][b]))
             source = straight(G, S, dy[0], base + a * dy[3] + b * dy[4], dy[5], outs[2], line)
-            source = weigh(kind, S, source, outs[2], divisors, a, b, line)
-            if strides[2] == 1:
-                copy(S, source, outs[2], row)
-            elif strides[2] == 2:
-                zip_(S, source, zeros, row, 2 * outs[2] - 1)
-            else:
-                for w in range(outs[2]):
-                    store(S, row, w * strides[2], load(S, source, w))
+            if strides[2] > 2 and source != line:
+                copy(S, source, outs[2], line)
+                source = line
+            place_row(kind, S, source, outs[2], strides[2], by, along_w, row)
             row += lengths[1] * size(S)
 
 
@@ -126,7 +139,8 @@ def find_rows(S, g, cells, low, high, taps, tap, skips):
             skip_a = skipped(a * strides[0], lows[0], dilations[0])
             skip = (skip_a * ksizes[1] + skipped(b * strides[1], lows[1], dilations[1])) * ksizes[2]
             first = splat(S, number(S, skip))
-            for at in range(0, count, 2 * step):
+            at = 0
+            while count - at > step:
                 best0 = best1 = bottom
                 tap0, tap1 = plus(first, whole(S, skips + at)), plus(first, whole(S, skips + at + step))
                 for t in range(len(taps)):
@@ -136,6 +150,13 @@ def find_rows(S, g, cells, low, high, taps, tap, skips):
                     best0, best1 = newer(value0, best0, value0, best0), newer(value1, best1, value1, best1)
                 keep(tap0, target + at)
                 keep(tap1, target + at + step)
+                at += 2 * step
+            if at < count:
+                best0, tap0 = bottom, plus(first, whole(S, skips + at))
+                for t in range(len(taps)):
+                    value0, mine = whole(S, row + at + taps[t] * size(S)), splat(S, number(S, t))
+                    tap0, best0 = newer(value0, best0, mine, tap0), newer(value0, best0, value0, best0)
+                keep(tap0, target + at)
             target += lengths[1] * size(S)
 
 
@@ -192,7 +213,8 @@ def gather_row(kind, S, SX, g, entries, count, share, tap, target, n):
     """One row of dx from the listed rows of outputs."""
     dilation, pad, ksize, lengths = g[3][2], g[4][2], g[5][2], g[6]
     lanes, step, by = width(S), width(S) * size(S), dilation * size(S)
-    for done in range(0, n, 2 * lanes):
+    done = 0
+    while n - done > lanes:
         sum0 = sum1 = splat(S, zero(S))
         for e in range(count):
             row, t = load(LIST, entries, 2 * e), load(LIST, entries, 2 * e + 1)
@@ -202,12 +224,21 @@ def gather_row(kind, S, SX, g, entries, count, share, tap, target, n):
                 sum1 = plus(sum1, gift(kind, SX, tap + at + step, t, whole(S, share + at + step)))
                 at, t = at - by, t + 1
         place = target + done * size(S)
+        keep(sum0, place)
         if n - done >= 2 * lanes:
-            keep(sum0, place)
             keep(sum1, place + step)
         else:
-            give(sum0, place, min(n - done, lanes))
-            give(sum1, place + step, max(n - done - lanes, 0))
+            give(sum1, place + step, n - done - lanes)
+        done += 2 * lanes
+    if done < n:
+        sum0 = splat(S, zero(S))
+        for e in range(count):
+            row, t = load(LIST, entries, 2 * e), load(LIST, entries, 2 * e + 1)
+            at = (row * lengths[1] + lengths[2] + pad + done) * size(S)
+            for _ in range(ksize):
+                sum0 = plus(sum0, gift(kind, SX, tap + at, t, whole(S, share + at)))
+                at, t = at - by, t + 1
+        give(sum0, target + done * size(S), n - done)
 
 
 @njit(nogil=True)
@@ -249,19 +280,17 @@ def rows_of(rows, g):
 
 
 @njit(nogil=True)
-def max_task(first, last, X, SX, G, S, x, dy, dx, C, rows, layout, taps, scratch):
+def max_task(first, last, X, SX, G, S, x, dy, dx, C, rows, layout, taps, divisors, scratch):
     g = geometry(layout)
-    outs, lows, dilations, lengths = g[1], g[4], g[3], g[6]
+    lows, dilations, lengths = g[4], g[3], g[6]
     out_rows, x_rows = rows_of(rows, g)
     share = scratch
     tap = share + room(S, out_rows * lengths[1])
     cells = tap + room(SX, out_rows * lengths[1])
     skips = cells + room(SX, x_rows * lengths[0])
-    zeros = skips + room(SX, lengths[1])
-    line = zeros + room(S, lengths[1])
+    line = skips + room(SX, lengths[1])
     entries = line + room(LIST, lengths[3])
     fill(S, share, out_rows * lengths[1], zero(S))
-    fill(S, zeros, lengths[1], zero(S))
     fill(SX, cells, x_rows * lengths[0], lowest(X))
     for w in range(lengths[1]):
         store(SX, skips, w, number(SX, skipped(w, lows[2], dilations[2])))
@@ -270,7 +299,7 @@ def max_task(first, last, X, SX, G, S, x, dy, dx, C, rows, layout, taps, scratch
         if low < high:
             pad_rows(X, SX, g, x, image * x[1] + c * x[2], low, high, cells, line)
             find_rows(SX, g, cells, low, high, taps, tap, skips)
-            place_rows(PLACED, G, S, g, dy, image * dy[1] + c * dy[2], low, high, outs, share, line, zeros)
+            place_rows(PLACED, G, S, g, dy, image * dy[1] + c * dy[2], low, high, divisors, share, share, line)
         base = image * dx[1] + c * dx[2]
         gather_rows(PLACED, G, S, SX, g, dx, base, start, stop, low, high, share, tap, entries, line)
 
@@ -281,15 +310,17 @@ def avg_task(first, last, G, S, dy, dx, C, rows, layout, divisors, scratch):
     lengths = g[6]
     out_rows, _ = rows_of(rows, g)
     share = scratch
-    zeros = share + room(S, out_rows * lengths[1])
-    line = zeros + room(S, lengths[1])
+    along_w = share + room(S, out_rows * lengths[1])
+    line = along_w + room(S, lengths[1])
     entries = line + room(LIST, lengths[3])
     fill(S, share, out_rows * lengths[1], zero(S))
-    fill(S, zeros, lengths[1], zero(S))
+    fill(S, along_w, lengths[1], number(S, 1))
+    for w in range(g[1][2]):
+        store(S, along_w, w, number(S, divisors[2][w]))
     for unit in range(first, last):
         image, c, start, stop, low, high = block_of(unit, rows, g, C)
         if low < high:
-            place_rows(ALL, G, S, g, dy, image * dy[1] + c * dy[2], low, high, divisors, share, line, zeros)
+            place_rows(ALL, G, S, g, dy, image * dy[1] + c * dy[2], low, high, divisors, along_w, share, line)
         base = image * dx[1] + c * dx[2]
         gather_rows(ALL, G, S, S, g, dx, base, start, stop, low, high, share, share, entries, line)
 
@@ -298,10 +329,10 @@ def avg_task(first, last, G, S, dy, dx, C, rows, layout, divisors, scratch):
 
 
 @njit(parallel=True, nogil=True)
-def max_dgrad(tasks, units, run, X, SX, G, S, x, dy, dx, C, rows, g, taps, work, work_bytes):
+def max_dgrad(tasks, units, run, X, SX, G, S, x, dy, dx, C, rows, g, taps, divisors, work, work_bytes):
     for task in prange(tasks):
         scratch, last = work + get_thread_id() * work_bytes, min(task * run + run, units)
-        max_task(task * run, last, X, SX, G, S, x, dy, dx, C, rows, g, taps, scratch)
+        max_task(task * run, last, X, SX, G, S, x, dy, dx, C, rows, g, taps, divisors, scratch)
 
 
 @njit(parallel=True, nogil=True)

@@ -48,6 +48,19 @@ def part(typing, storage, address, count):
 
 
 @intrinsic
+def part_else(typing, storage, address, count, beyond):
+    """`part` with the lanes of another vector beyond `count`."""
+    vector = _vector(storage)
+
+    def generate(context, builder, signature, args):
+        mask = _lanes_below(builder, args[2], vector.lanes)
+        value = _masked(builder, "load", args[1], args[3].type, vector.element, mask)
+        return builder.select(mask, value, args[3])
+
+    return vector(storage, types.int64, types.int64, vector), generate
+
+
+@intrinsic
 def keep(typing, vector, address):
     """A vector to memory."""
 
@@ -137,6 +150,14 @@ def plus(typing, a, b):
         return (builder.fadd if isinstance(a.element, types.Float) else builder.add)(*args)
 
     return a(a, b), generate
+
+
+@intrinsic
+def times(typing, a, b):
+    def generate(context, builder, signature, args):
+        return builder.fmul(*args)
+
+    return a(a, b) if isinstance(a.element, types.Float) else None, generate
 
 
 @intrinsic
@@ -236,6 +257,16 @@ def copy(S, source, n, target):
     rest = n % width(S)
     if rest:
         give(part(S, source, rest), target, rest)
+
+
+@njit(nogil=True, forceinline=True)
+def copy_over(S, source, n, target, beyond):
+    """`copy` in whole vectors, which later loads need not wait for; `beyond` follows the last element."""
+    step = width(S) * size(S)
+    for _ in range(n // width(S)):
+        keep(whole(S, source), target)
+        source, target = source + step, target + step
+    keep(part_else(S, source, n % width(S), beyond), target)
 
 
 @njit(nogil=True, forceinline=True)

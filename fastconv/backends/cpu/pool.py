@@ -421,6 +421,8 @@ def row_forward(op: str, problem: PoolProblem, geometry: Any) -> Run:
 def row_gradient(op: str, problem: PoolProblem, geometry: Any) -> Run:
     unit, taps, g, work_bytes = geometry.unit, geometry.taps, geometry.g, geometry.work_bytes
     divisors, along_c = divisors_of(problem, unit), channel_gradient(op, problem)
+    if op == "maxpool_dgrad":
+        divisors = tuple(np.ones_like(factors) for factors in divisors)
 
     def run(dx: Array, dy: Array, x: Any = None) -> None:
         if dx.size == 0:
@@ -437,7 +439,7 @@ def row_gradient(op: str, problem: PoolProblem, geometry: Any) -> Run:
         if itemsize(SX) != itemsize(S):  # lanes of x are not lanes of dy
             along_c(dx, dy, x)
             return
-        module.max_dgrad(*tasks, X, SX, G, S, xs, dys, dxs, C, geometry.rows, g, taps, work, work_bytes)
+        module.max_dgrad(*tasks, X, SX, G, S, xs, dys, dxs, C, geometry.rows, g, taps, divisors, work, work_bytes)
 
     return run
 
