@@ -1,4 +1,4 @@
-"""Gradients of pooling with lanes along W, v2: gathered row by row, where v1 scattered into phases of the stride.
+"""Gradients of pooling with lanes along W, gathered row by row.
 
 dx[n, c, i] = sum over the taps t of dy[n, c, p], or of its share, where window p begins t * dilation before i
 
