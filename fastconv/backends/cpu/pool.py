@@ -203,8 +203,8 @@ def channels(op: str, problem: PoolProblem, why: str) -> Launch:
 def lanes_of(array: Array, most: int) -> int:
     """Channels per block: even parts of at most `most` where they are adjacent."""
     C = array.shape[1]
-    if not adjacent(array):
-        return min(C, SPREAD_LANES)
+    if not adjacent(array) or most < SPREAD_LANES:
+        return min(C, SPREAD_LANES, most)
     even = -(-C // -(-C // most))
     return min(C, -(-even // SPREAD_LANES) * SPREAD_LANES)
 
@@ -226,7 +226,8 @@ def channel_forward(op: str, problem: PoolProblem) -> Run:
         tasks = N * -(-C // lanes) * -(-windows.outs[0] // rows)
         X, S = storage(x.dtype), computed(x.dtype)
         work_bytes = 3 * (8 * lanes + 128)
-        work = workspace(work_bytes * threads()).ctypes.data
+        scratch = workspace(work_bytes * threads())  # held until the kernel returns
+        work = scratch.ctypes.data
         module, xs, ys = kernels("pool_channels"), operand(x, unit), operand(y, unit)
         if op == "maxpool_fprop":
             module.max_fprop(tasks, X, S, xs, ys, C, lanes, rows, tables, steps, work, work_bytes)
@@ -262,7 +263,11 @@ def tiles_of(windows: Windows, dx: Array) -> tuple[int, Ints]:
         row = sizes[2] * lanes * item
         tile_b = min(sizes[1], max(1, TILE_BYTES // row))
         tile_a = min(sizes[0], max(1, TILE_BYTES // (row * tile_b)))
-        if most <= SPREAD_LANES or (tile_a >= min(sizes[0], 4 * extents[0]) and tile_b >= min(sizes[1], extents[1])):
+        if (
+            most == 1
+            or (most <= SPREAD_LANES and 2 * row <= MOST_WORK)
+            or (tile_a >= min(sizes[0], 4 * extents[0]) and tile_b >= min(sizes[1], extents[1]))
+        ):
             return lanes, (tile_a, tile_b)
         most //= 2
 
@@ -281,7 +286,8 @@ def channel_gradient(op: str, problem: PoolProblem) -> Run:
         lanes, tiles = tiles_of(windows, dx)
         tasks = N * -(-C // lanes) * -(-sizes[0] // tiles[0]) * -(-sizes[1] // tiles[1])
         work_bytes = 4 * (8 * lanes + 128) + 8 * lanes * tiles[0] * tiles[1] * sizes[2]
-        work = workspace(work_bytes * threads()).ctypes.data
+        scratch = workspace(work_bytes * threads())  # held until the kernel returns
+        work = scratch.ctypes.data
         module, dxs, dys = kernels("pool_channels"), operand(dx, unit), operand(dy, unit)
         if op == "avgpool_dgrad":
             module.avg_dgrad(tasks, G, S, dys, dxs, C, lanes, tiles, tables, steps, sizes, divisors, work, work_bytes)
@@ -316,6 +322,7 @@ class Rows:
         self.strides, self.dilations = lift(window.stride, 1, unit), lift(window.dilation, 1, unit)
         self.lows, self.ksizes = lift([low for low, _ in window.pad], 0, unit), lift(window.ksize, 1, unit)
         self.extents = tuple((k - 1) * d + 1 for k, d in zip(self.ksizes, self.dilations, strict=True))
+        self.item = 8 if problem.dtype in ("float64", "int64", "uint64", "uint32") else 4  # bytes, computed in
         self.tap_offsets = np.indices(self.ksizes).reshape(3, -1).T * self.dilations
 
     def geometry(self, *last: int) -> Array:
@@ -339,7 +346,7 @@ class Forward(Rows):
         self.taps = _flat(self.tap_offsets % self.strides, self.strides) * plane
         self.taps += _flat(self.tap_offsets // self.strides, places)
         self.shifts = _flat(self.tap_offsets, self.sizes)
-        self.work_bytes = 8 * (plane * (phases + 2) + self.sizes[2]) + 2048
+        self.work_bytes = self.item * (plane * (phases + 2) + self.sizes[2]) + 2048
 
 
 class Backward(Rows):
@@ -360,8 +367,8 @@ class Backward(Rows):
         y_cells = reach * self.outs[1] * y_row
         self.g = self.geometry(x_row, y_row, before, plain)
         self.taps = _flat(self.tap_offsets, (0, across, x_row))
-        self.work_bytes = 8 * ((2 * y_cells + x_cells if op == "maxpool_dgrad" else y_cells) + 3 * y_row + 2 * plain)
-        self.work_bytes += 4096
+        cells = 2 * y_cells + x_cells if op == "maxpool_dgrad" else y_cells
+        self.work_bytes = self.item * (cells + 2 * y_row) + 16 * plain + 4096
 
 
 def _flat(places: Array, extents: Ints) -> Array:
@@ -406,7 +413,8 @@ def row_forward(op: str, problem: PoolProblem, geometry: Any) -> Run:
         N, C = x.shape[:2]
         tasks = split_of(N * C * geometry.blocks)
         X, S = storage(x.dtype), computed(x.dtype)
-        work = workspace(work_bytes * threads()).ctypes.data
+        scratch = workspace(work_bytes * threads())  # held until the kernel returns
+        work = scratch.ctypes.data
         module, xs, ys, g = kernels("pool_rows"), operand(x, unit), operand(y, unit), geometry.g
         if op == "avgpool_fprop":
             module.avg_fprop(*tasks, X, S, xs, ys, C, geometry.rows, g, taps, divisors, work, work_bytes)
@@ -430,7 +438,8 @@ def row_gradient(op: str, problem: PoolProblem, geometry: Any) -> Run:
         N, C = dx.shape[:2]
         tasks = split_of(N * C * geometry.blocks)
         G, S = storage(dy.dtype), computed(dy.dtype)
-        work = workspace(work_bytes * threads()).ctypes.data
+        scratch = workspace(work_bytes * threads())  # held until the kernel returns
+        work = scratch.ctypes.data
         module, dxs, dys = kernels("pool_rows_dgrad"), operand(dx, unit), operand(dy, unit)
         if op == "avgpool_dgrad":
             module.avg_dgrad(*tasks, G, S, dys, dxs, C, geometry.rows, g, divisors, work, work_bytes)
@@ -482,7 +491,7 @@ def index(op: str, problem: PoolProblem, why: str) -> Launch:
             return
         check_indices(indices, problem, low=0)
         N, C = result.shape[:2]
-        lanes = min(C, SPREAD_LANES) if adjacent(result) else 1
+        lanes = max(1, min(C, SPREAD_LANES, MOST_WORK // cells)) if adjacent(result) else 1
         B, I = storage(f"uint{8 * result.itemsize}"), storage(indices.dtype)
         module = kernels("pool_index")
         operands = [operand(array, unit) for array in (source, indices, result)]
@@ -490,7 +499,8 @@ def index(op: str, problem: PoolProblem, why: str) -> Launch:
             module.unpool(B, I, *operands, N, C, lanes, outs, sizes)
             return
         work_bytes = cells * lanes + 64
-        work = workspace(work_bytes * threads()).ctypes.data
+        scratch = workspace(work_bytes * threads())  # held until the kernel returns
+        work = scratch.ctypes.data
         module.unpool_dgrad(B, I, *operands, N, C, lanes, outs, sizes, work, work_bytes)
 
     return Launch(run, "index", why, {"lanes": SPREAD_LANES})
@@ -508,10 +518,12 @@ def scatter(problem: PoolProblem) -> Run:
         even = (sizes[0] == 1 or dxs[3] == sizes[1] * sizes[2] * dxs[5]) and (
             sizes[1] == 1 or dxs[4] == sizes[2] * dxs[5]
         )
-        lanes = min(C, SPREAD_LANES) if adjacent(dx) else 1
         direct = even and G is S
-        work_bytes = 8 * lanes * (1 if direct else cells + 1) + 128
-        work = workspace(work_bytes * threads()).ctypes.data
+        fit = SPREAD_LANES if direct else MOST_WORK // (itemsize(S) * cells)
+        lanes = max(1, min(C, SPREAD_LANES, fit)) if adjacent(dx) else 1
+        work_bytes = itemsize(S) * lanes * (1 if direct else cells + 1) + 128
+        scratch = workspace(work_bytes * threads())  # held until the kernel returns
+        work = scratch.ctypes.data
         status = np.zeros(1, np.int64)
         kernels("pool_index").scatter(
             N * -(-C // lanes), G, S, I, operand(dy, unit), operand(indices, unit), dxs, C, lanes, direct,

@@ -226,9 +226,9 @@ RUNS = {
 
 def foreign(problem: PoolProblem, indices: Array) -> str:
     """What is wrong with the first index that is no cell of its window."""
-    axes = range(problem.ndim)
-    at = np.unravel_index(np.maximum(indices, 0).astype(np.int64), problem.size)
-    bad = np.zeros(indices.shape, bool)
+    axes, size = range(problem.ndim), math.prod(problem.size)
+    bad = (indices < -1) | (indices >= size)
+    at = np.unravel_index(np.where(bad | (indices < 0), 0, indices).astype(np.int64), problem.size)
     for axis in axes:
         shape = [-1 if other == axis else 1 for other in axes]
         first, count = (np.reshape(values, shape) for values in np.array(problem.cells(axis)).T)
@@ -237,7 +237,9 @@ def foreign(problem: PoolProblem, indices: Array) -> str:
     place = tuple(int(i[0]) for i in np.nonzero(bad & (indices != -1)))
     spans = [(*problem.cells(axis)[place[2 + axis]], problem.step(axis)) for axis in axes]
     cells = ", ".join(str(list(range(first, first + count * step, step))) for first, count, step in spans)
+    index, cell = int(indices[place]), [int(a[place]) for a in at]
+    is_ = f"is the cell {cell}" if 0 <= index < size else f"is none of the {size} cells"
     return (
-        f"indices must be -1 or a cell of their own window: indices{list(place)} = {int(indices[place])} is the cell "
-        f"{[int(a[place]) for a in at]}; along each axis that window has {cells}"
+        f"indices must be -1 or a cell of their own window: indices{list(place)} = {index} {is_}; "
+        f"along each axis that window has {cells}"
     )
