@@ -47,6 +47,7 @@ def document(run: Run) -> Document:
 
 def environment() -> dict[str, Any]:
     found = config.environment()
+    found.pop("cache")  # a folder of this user's, and no part of what was measured
     machine = found["machine"] | {
         "usable_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
