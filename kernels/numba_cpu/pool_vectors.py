@@ -1,7 +1,7 @@
 """Vectors for pooling: one register as a value, with a count where a row ends, and the shuffles of stride 2.
 
 `S` is a storage that is computed in; addresses are in bytes. `unzip` splits a row into its even and odd
-places and `zip` joins them: LLVM makes gathers or scalar loops of both.
+places, of which LLVM would make gathers or scalar loops.
 """
 
 from llvmlite import ir
@@ -283,19 +283,3 @@ def unzip(S, source, n, even, odd):
         a, b = part(S, source, min(rest, lanes)), part(S, source + step, max(rest - lanes, 0))
         give(evens(a, b), even, (rest + 1) // 2)
         give(odds(a, b), odd, rest // 2)
-
-
-@njit(nogil=True, forceinline=True)
-def zip_(S, even, odd, target, n):
-    """The inverse of `unzip`; reads whole vectors."""
-    lanes, step = width(S), width(S) * size(S)
-    for _ in range(n // (2 * lanes)):
-        a, b = whole(S, even), whole(S, odd)
-        keep(lower(a, b), target)
-        keep(upper(a, b), target + step)
-        target, even, odd = target + 2 * step, even + step, odd + step
-    rest = n % (2 * lanes)
-    if rest:
-        a, b = whole(S, even), whole(S, odd)
-        give(lower(a, b), target, min(rest, lanes))
-        give(upper(a, b), target + step, max(rest - lanes, 0))

@@ -16,7 +16,7 @@ import numpy as np
 
 from fastconv import tuning
 from fastconv.backends.base import Launch
-from fastconv.backends.cpu.pool import adjacent, computed, kernels, lift, operand, storage
+from fastconv.backends.cpu.pool_common import adjacent, computed, kernels, lift, operand, storage
 from fastconv.backends.reference import ACTIVATIONS, DERIVATIVES
 from fastconv.problem import ACTIVATIONS as NAMES
 from fastconv.problem import ActivationProblem, Ints, PoolProblem
