@@ -11,13 +11,15 @@ from numba.extending import overload
 
 from fastconv.kernels.numba_cpu.memory import float_of_bits
 
+INLINE = {"forceinline": True}  # a call inside a loop would keep it from becoming vectors
+
 
 def power_of_two(kind, n):
     """2**n as a float of `kind`, for n in the range of its exponent."""
     raise NotImplementedError("only inside kernels")
 
 
-@overload(power_of_two)
+@overload(power_of_two, jit_options=INLINE)
 def _power_of_two(kind, n):
     if kind == types.float32:
         return lambda kind, n: float_of_bits(np.uint32(n + 127) << np.uint32(23))
@@ -29,7 +31,7 @@ def exponential(x):
     raise NotImplementedError("only inside kernels")
 
 
-@overload(exponential)
+@overload(exponential, jit_options=INLINE)
 def _exponential(x):
     if x == types.float32:
         f = np.float32
@@ -69,7 +71,7 @@ def hyperbolic_tangent(x):
     raise NotImplementedError("only inside kernels")
 
 
-@overload(hyperbolic_tangent)
+@overload(hyperbolic_tangent, jit_options=INLINE)
 def _hyperbolic_tangent(x):
     if x == types.float32:
         f = np.float32
@@ -99,7 +101,7 @@ def error_complement(x):
     raise NotImplementedError("only inside kernels")
 
 
-@overload(error_complement)
+@overload(error_complement, jit_options=INLINE)
 def _error_complement(x):
     if x != types.float32:
         return lambda x: math.erfc(x)
