@@ -20,7 +20,7 @@ import numpy as np
 from numba import njit, prange, types
 from numba.extending import overload
 
-from fastconv.kernels.numba_cpu.functions import INLINE, error_complement, exponential, hyperbolic_tangent
+from fastconv.kernels.numba_cpu.functions import error_complement, exponential, hyperbolic_tangent
 from fastconv.kernels.numba_cpu.memory import STORAGE, load, size, store, zero
 from fastconv.kernels.numba_cpu.pool import Kind, number
 from fastconv.kernels.numba_cpu.pool_vectors import lane_sum, part, plus, splat, whole
@@ -39,7 +39,7 @@ def act(kind, value):
     raise NotImplementedError("only inside kernels")
 
 
-@overload(act, jit_options=INLINE)
+@overload(act)
 def _act(kind, value):
     f = np.float32 if value == types.float32 else np.float64
     zero_, one, six, slope, half, root, lowest = map(f, (0, 1, 6, 0.01, 0.5, -math.sqrt(0.5), -np.inf))
@@ -60,7 +60,7 @@ def slope(kind, saved):
     raise NotImplementedError("only inside kernels")
 
 
-@overload(slope, jit_options=INLINE)
+@overload(slope)
 def _slope(kind, saved):
     f = np.float32 if saved == types.float32 else np.float64
     zero_, one, six, leak, half, root, norm, inf = map(

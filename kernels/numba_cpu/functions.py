@@ -11,15 +11,13 @@ from numba.extending import overload
 
 from fastconv.kernels.numba_cpu.memory import float_of_bits
 
-INLINE = {"forceinline": True}  # a call inside a loop would keep it from becoming vectors
-
 
 def power_of_two(kind, n):
     """2**n as a float of `kind`, for n in the range of its exponent."""
     raise NotImplementedError("only inside kernels")
 
 
-@overload(power_of_two, jit_options=INLINE)
+@overload(power_of_two)
 def _power_of_two(kind, n):
     if kind == types.float32:
         return lambda kind, n: float_of_bits(np.uint32(n + 127) << np.uint32(23))
@@ -31,7 +29,7 @@ def exponential(x):
     raise NotImplementedError("only inside kernels")
 
 
-@overload(exponential, jit_options=INLINE)
+@overload(exponential)
 def _exponential(x):
     if x == types.float32:
         f = np.float32
@@ -71,7 +69,7 @@ def hyperbolic_tangent(x):
     raise NotImplementedError("only inside kernels")
 
 
-@overload(hyperbolic_tangent, jit_options=INLINE)
+@overload(hyperbolic_tangent)
 def _hyperbolic_tangent(x):
     if x == types.float32:
         f = np.float32
@@ -101,7 +99,7 @@ def error_complement(x):
     raise NotImplementedError("only inside kernels")
 
 
-@overload(error_complement, jit_options=INLINE)
+@overload(error_complement)
 def _error_complement(x):
     if x != types.float32:
         return lambda x: math.erfc(x)
