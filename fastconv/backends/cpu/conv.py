@@ -19,7 +19,7 @@ import numpy as np
 from fastconv import tuning
 from fastconv.arrays import dtype_of
 from fastconv.backends.base import OPS, Launch
-from fastconv.backends.cpu import small
+from fastconv.backends.cpu import small, winograd
 from fastconv.backends.cpu.passes import Pass, backward_axes, compute_dtype, forward_axes, storage, strides_of
 from fastconv.backends.cpu.workspace import threads, workspace
 from fastconv.problem import ACTIVATIONS, ConvProblem, Ints
@@ -70,6 +70,8 @@ def build(algorithm: str, op: str, problem: ConvProblem, why: str) -> Launch:
         from fastconv.backends.cpu import depthwise
 
         return depthwise.plan(op, problem, why)
+    if algorithm == "winograd":
+        return winograd.plan(op, problem, why)
     return wgrad(problem, why) if op == "conv_wgrad" else gather(op, problem, why)
 
 
