@@ -29,10 +29,9 @@ import numpy as np
 from numba import get_thread_id, njit, prange
 
 from fastconv.kernels.numba_cpu.elementwise import activate
-from fastconv.kernels.numba_cpu.gemm import multiply
 from fastconv.kernels.numba_cpu.memory import STORAGE, load, store
 from fastconv.kernels.numba_cpu.pool_vectors import give, keep, part
-from fastconv.kernels.numba_cpu.simd import ROWS, VECTOR_BYTES
+from fastconv.kernels.numba_cpu.simd import NV, ROWS, VECTOR_BYTES, get, outer, prefetch, put, zeros
 from fastconv.kernels.numba_cpu.winograd_transforms import (
     LANES,
     transform_filter,
@@ -44,6 +43,7 @@ from fastconv.kernels.numba_cpu.winograd_transforms import (
 
 S = STORAGE["float32"]
 COLUMNS = 48  # of pixels packed at a time: six rows of a vector of channels stay in the first cache
+AHEAD = 8  # channels of U that are fetched before they are needed
 CHUNK = 64  # channels of the filters that are transformed at a time
 ANY, LANES_ADJACENT, TAPS_ADJACENT, TAPS_REVERSED = range(4)  # how the filters lie
 
@@ -167,7 +167,7 @@ def transform_tiles(F, g, room, x, first, last, c0, c1, v, packed):
 
 @njit(nogil=True)
 def pack_filters(F, g, w, k, c0, c1, target):
-    """Filters of LANES output channels from k on: the taps of each channel in [c0, c1) as vectors, in memory's order."""
+    """Filters of LANES output channels from k on: the taps of channels [c0, c1) as vectors, in memory's order."""
     T = F.r * F.r
     lanes = min(LANES, g.M - k)
     source = w + (k * g.wm + c0 * g.wc) * 4
@@ -295,13 +295,58 @@ def finish(F, g, room, first, last, v0, nv, sums, plane, stage, bias, code, x, w
 
 
 @njit(nogil=True)
-def products(F, g, room, tiles, nv, c, count, fresh, v, u, u_plane, sums, sum_plane):
+def fetch(v, v_row):
+    """Ask for a line of each of ROWS tiles."""
+    for i in range(ROWS):
+        prefetch(v + i * v_row)
+
+
+@njit(nogil=True)
+def fetch_row(u, nv):
+    for j in range(nv):
+        prefetch(u + j * VECTOR_BYTES)
+
+
+@njit(nogil=True)
+def multiply(nv, fresh, C, v, v_row, v_next, u, sums):
+    """ROWS tiles by `nv` vectors: sums (+)= v u over C channels, while the tiles at `v_next` are fetched."""
+    u_row = nv * VECTOR_BYTES
+    if nv == 1:
+        tile1 = zeros(S, ROWS, 1) if fresh else get(S, ROWS, 1, sums, u_row)
+        for c0 in range(0, C, LANES):
+            fetch(v_next + c0 * 4, v_row)
+            for c in range(c0, min(C, c0 + LANES)):
+                prefetch(u + (c + AHEAD) * u_row)
+                tile1 = outer(tile1, ROWS, 1, v + c * 4, v_row, u + c * u_row)
+        put(tile1, ROWS, 1, sums, u_row)
+    elif nv == 2 or NV == 2:
+        tile2 = zeros(S, ROWS, 2) if fresh else get(S, ROWS, 2, sums, u_row)
+        for c0 in range(0, C, LANES):
+            fetch(v_next + c0 * 4, v_row)
+            for c in range(c0, min(C, c0 + LANES)):
+                fetch_row(u + (c + AHEAD) * u_row, 2)
+                tile2 = outer(tile2, ROWS, 2, v + c * 4, v_row, u + c * u_row)
+        put(tile2, ROWS, 2, sums, u_row)
+    else:
+        tile3 = zeros(S, ROWS, 3) if fresh else get(S, ROWS, 3, sums, u_row)
+        for c0 in range(0, C, LANES):
+            fetch(v_next + c0 * 4, v_row)
+            for c in range(c0, min(C, c0 + LANES)):
+                fetch_row(u + (c + AHEAD) * u_row, 3)
+                tile3 = outer(tile3, ROWS, 3, v + c * 4, v_row, u + c * u_row)
+        put(tile3, ROWS, 3, sums, u_row)
+
+
+@njit(nogil=True)
+def products(F, room, tiles, nv, c, count, fresh, v, u, u_plane, sums, sum_plane):
     """M (+)= V U over the `count` channels from c on, plane by plane."""
     for q in range(F.n * F.n):
+        plane = v + q * room.v_plane + c * 4
         for t in range(0, tiles, ROWS):
+            v_next = plane + ((t + ROWS) * room.v_row if t + ROWS < tiles else room.v_plane)
             multiply(
-                S, nv, fresh, False, 0, count, v + q * room.v_plane + t * room.v_row + c * 4, 4, room.v_row,
-                u + q * u_plane, nv * VECTOR_BYTES, sums + q * sum_plane + t * nv * VECTOR_BYTES, nv * VECTOR_BYTES, 0,
+                nv, fresh, count, plane + t * room.v_row, room.v_row, v_next, u + q * u_plane,
+                sums + q * sum_plane + t * nv * VECTOR_BYTES,
             )  # fmt: skip
 
 
@@ -347,7 +392,7 @@ def by_tiles(F, g, room, x, u, w, bias, code, y, blocks, panels, work):
             nv = panel_start(g, p + 1, panels) - v0
             plane = ((tiles + ROWS) * nv + 1) * VECTOR_BYTES
             source = panel_address(F, g, u, p, panels)
-            products(F, g, room, tiles, nv, 0, g.C, True, v, source, (g.C * nv + 1) * VECTOR_BYTES, sums, plane)
+            products(F, room, tiles, nv, 0, g.C, True, v, source, (g.C * nv + 1) * VECTOR_BYTES, sums, plane)
             finish(F, g, room, first, last, v0, nv, sums, plane, scratch + room.stage, bias, code, x, w, y)
 
 
@@ -382,6 +427,6 @@ def by_filters(F, g, room, x, u, w, bias, code, y, v, blocks, block_bytes, panel
                 tiles = (last - first) * g.dilation1
                 plane = ((tiles + ROWS) * nv + 1) * VECTOR_BYTES
                 sums = scratch + room.sums
-                products(F, g, room, tiles, nv, c, count, c == 0, v + b * block_bytes, source, u_plane, sums, plane)
+                products(F, room, tiles, nv, c, count, c == 0, v + b * block_bytes, source, u_plane, sums, plane)
                 if c + count == g.C:
                     finish(F, g, room, first, last, v0, nv, sums, plane, scratch + room.stage, bias, code, x, w, y)

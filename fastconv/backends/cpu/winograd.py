@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -15,8 +16,10 @@ from fastconv.problem import ACTIVATIONS, ConvProblem, Ints
 
 FORMS = ((4, 3), (2, 3), (2, 5))
 BLOCK_BYTES = 2**20  # of V in a thread's cache
-BLOCK_TILES = 64
+BLOCK_TILES, WHOLE_TILES = 64, 96  # of a block, where V is the thread's own, and where it is everybody's
 WHOLE_BYTES = 24 * 2**20  # of V at most, where every thread reads all of it
+LEAST_CHANNELS = 16  # fewer do not repay the transforms
+GAIN = 1.5  # in multiplications, below which sums are as fast
 FILTER_CHUNK = 128  # channels of U made at a time, where one block holds all tiles
 
 
@@ -57,7 +60,9 @@ def refuses(op: str, problem: ConvProblem) -> str | None:
 
 def tiles(problem: ConvProblem, m: int, out: Ints) -> Ints:
     """Tiles along each axis: those of every phase of a dilated problem."""
-    return tuple(d * -(-(-(-extent // d)) // m) for extent, d in zip(out, problem.window.dilation, strict=True))
+    return tuple(
+        d * math.ceil(math.ceil(extent / d) / m) for extent, d in zip(out, problem.window.dilation, strict=True)
+    )
 
 
 def form_of(op: str, problem: ConvProblem) -> tuple[int, int]:
@@ -80,7 +85,7 @@ def pays(op: str, problem: ConvProblem) -> bool:
     rows, columns = tiles(problem, m, one.out)
     multiplications = problem.N * rows * columns * (m + r - 1) ** 2
     direct = problem.N * one.out[0] * one.out[1] * r * r
-    return one.C >= 16 and one.M >= 16 and 1.5 * multiplications < direct
+    return one.C >= LEAST_CHANNELS and one.M >= LEAST_CHANNELS and GAIN * multiplications < direct
 
 
 @lru_cache(maxsize=1)
@@ -108,15 +113,15 @@ def configure(problem: ConvProblem, one: Side, m: int, n: int, lanes: int, nv: i
     d = problem.window.dilation[1]
     total = problem.N * rows * columns
     row_bytes = n * n * (-(-one.C // lanes) * lanes * 4 + 64)
-    size = max(16, min(BLOCK_TILES, BLOCK_BYTES // row_bytes // 8 * 8))
     cells = total // d
-    blocks = min(cells, -(-total // size))
+    blocks = -(-total // max(16, min(BLOCK_TILES, BLOCK_BYTES // row_bytes // 8 * 8)))
     vectors = -(-one.M // lanes)
     panels = -(-vectors // nv)
     filter_bytes = 4 * n * n * one.C * vectors * lanes
     if total * row_bytes > WHOLE_BYTES or (filter_bytes <= 3 * 2**20 and blocks >= 4 * count):
         blocks = min(cells, -(-blocks // count) * count)
         return Config(True, blocks, panels, one.C)
+    blocks = min(cells, -(-total // WHOLE_TILES))
     panels = min(vectors, -(-panels // count) * count)
     return Config(False, blocks, panels, one.C if blocks > 1 else FILTER_CHUNK)
 
@@ -228,12 +233,13 @@ class _Call:
         return kept
 
     def run(self, bias: np.ndarray | None, code: int, kept: list[np.ndarray] | None) -> None:
-        assert self.x is not None and self.y is not None
-        kernel, one, config, room, work_bytes = kernels(), self.one, self.config, self.room, self.count
+        assert self.x is not None
+        assert self.y is not None
+        kernel, one, config, room = kernels(), self.one, self.config, self.room
         biases = np.zeros((self.problem.groups, -(-one.M // self.lanes) * self.lanes), np.float32)
         if bias is not None:
             biases[:, : one.M] = bias.reshape(self.problem.groups, one.M)
-        work = workspace(self.count * room.total).ctypes.data
+        work = workspace(self.count * room.total)
         blocks, panels = config.blocks, config.panels
         block_bytes = self.planes * room.v_plane + 64
         for group in range(self.problem.groups):
@@ -245,11 +251,13 @@ class _Call:
                 u = workspace(self.filter_bytes, "weights") if kept is None else kept[group]
                 if kept is None:
                     self.transform(group, u)
-                kernel.by_tiles(self.form, self.geometry, room, x, u.ctypes.data, w, b, code, y, blocks, panels, work)
+                kernel.by_tiles(
+                    self.form, self.geometry, room, x, u.ctypes.data, w, b, code, y, blocks, panels, work.ctypes.data
+                )
             else:
-                v = workspace(blocks * block_bytes, "tiles").ctypes.data
+                v = workspace(blocks * block_bytes, "tiles")
                 address = 0 if kept is None else kept[group].ctypes.data
                 kernel.by_filters(
-                    self.form, self.geometry, room, x, address, w, b, code, y, v, blocks, block_bytes, panels,
-                    config.chunk, work,
+                    self.form, self.geometry, room, x, address, w, b, code, y, v.ctypes.data, blocks, block_bytes,
+                    panels, config.chunk, work.ctypes.data,
                 )  # fmt: skip
