@@ -222,9 +222,10 @@ def direct(F, g, x, w, image, k, row, col):
             at0 = row - g.pad0 + i * g.dilation0
             for j in range(F.r):
                 at1 = col - g.pad1 + j * g.dilation1
-                if 0 <= at0 < g.H and 0 <= at1 < g.W:
-                    weight = load(S, w, k * g.wm + c * g.wc + i * g.w0 + j * g.w1)
-                    total += weight * load(S, x, image * g.xn + c * g.xc + at0 * g.x0 + at1 * g.x1)
+                inside = 0 <= at0 < g.H and 0 <= at1 < g.W
+                at = image * g.xn + c * g.xc + at0 * g.x0 + at1 * g.x1
+                value = load(S, x, at) if inside else np.float32(0)  # which an infinite weight makes NaN
+                total += value * load(S, w, k * g.wm + c * g.wc + i * g.w0 + j * g.w1)
         if total != total:
             break  # it stays NaN
     return total

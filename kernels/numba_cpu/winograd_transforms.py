@@ -35,20 +35,49 @@ LANES = VECTOR_BYTES // 4
 POINTS = {4: (0.0, 1.0, -1.0), 6: (0.0, 2**0.5, -(2**0.5), 0.5**0.5, -(0.5**0.5))}
 
 
+# ---------------------------------------------------------------- the matrices
+
+
+def matrices(m, r):
+    """(A^T [m, n], G [n, r], B^T [n, n]) of F(m, r) in float64."""
+    n = m + r - 1
+    points = np.array(POINTS[n])
+    a, g, b = np.zeros((m, n)), np.zeros((n, r)), np.zeros((n, n))
+    for i, point in enumerate(points):
+        others = np.delete(points, i)
+        a[:, i] = point ** np.arange(m)
+        g[i] = point ** np.arange(r) / np.prod(point - others)
+        b[i, :-1] = np.poly(others)[::-1]  # the coefficients of the product of (z - other)
+    a[-1, -1] = g[-1, -1] = 1
+    b[-1] = np.poly(points)[::-1]
+    return a, g, b
+
+
 # ---------------------------------------------------------------- the form as a type
 
 
 class Form:
-    """F(m x m, r x r): what kernels are compiled for."""
+    """F(m x m, r x r), what kernels are compiled for: tiles are m cells apart and read n."""
 
     def __init__(self, m, r):
         self.m, self.r, self.n = m, r, m + r - 1
+        self.name = f"F({m},{r})"
+        self.to_outputs, self.to_filter, self.to_input = matrices(m, r)
+
+
+class GradientForm(Form):
+    """The tiles of dy that go with those of F(m x m, r x r): m x m cells, which act as the filter of F(r, m)."""
+
+    def __init__(self, m, r):
+        self.m, self.r, self.n = m, r, m
+        self.name = f"dF({m},{r})"
+        self.to_outputs, self.to_input, _ = matrices(r, m)
 
 
 class FormType(types.Type):
     def __init__(self, form):
         self.form = form
-        super().__init__(name=f"F({form.m},{form.r})")
+        super().__init__(name=form.name)
 
 
 register_model(FormType)(models.OpaqueModel)
@@ -69,9 +98,6 @@ def _constant(context, builder, typ, value):
     return context.get_dummy_value()
 
 
-FORMS = {(m, r): Form(m, r) for m, r in ((2, 3), (4, 3), (2, 5), (3, 4))}
-
-
 def _attribute(name):
     @overload_attribute(FormType, name)
     def attribute(form):
@@ -83,22 +109,11 @@ for _name in ("m", "r", "n"):
     _attribute(_name)
 
 
-# ---------------------------------------------------------------- the matrices
+FORMS = {(m, r): Form(m, r) for m, r in ((2, 3), (4, 3), (2, 5))}
+GRADIENT_FORMS = {(m, r): GradientForm(m, r) for m, r in ((4, 3), (2, 5))}
 
 
-def matrices(form):
-    """(A^T [m, n], G [n, r], B^T [n, n]) in float64."""
-    m, r, n = form.m, form.r, form.n
-    points = np.array(POINTS[n])
-    a, g, b = np.zeros((m, n)), np.zeros((n, r)), np.zeros((n, n))
-    for i, point in enumerate(points):
-        others = np.delete(points, i)
-        a[:, i] = point ** np.arange(m)
-        g[i] = point ** np.arange(r) / np.prod(point - others)
-        b[i, :-1] = np.poly(others)[::-1]  # the coefficients of the product of (z - other)
-    a[-1, -1] = g[-1, -1] = 1
-    b[-1] = np.poly(points)[::-1]
-    return a, g, b
+# ---------------------------------------------------------------- sums of vectors
 
 
 def _scaled(builder, value, factor):
@@ -177,7 +192,7 @@ def _forward(which):
 
     @intrinsic
     def transform(typing, form, source, row, column, target, plane):
-        matrix = matrices(form.form)[which]
+        matrix = getattr(form.form, which)
 
         def generate(context, builder, signature, args):
             _, source, row, column, target, plane = args
@@ -193,7 +208,13 @@ def _forward(which):
     return transform
 
 
-transform_filter, transform_input = _forward(1), _forward(2)
+transform_filter, transform_input = _forward("to_filter"), _forward("to_input")
+
+
+def _not_numbers(builder, value):
+    """The lanes that hold a NaN, as bits."""
+    bits = builder.bitcast(builder.fcmp_unordered("uno", value, value), ir.IntType(LANES))
+    return builder.zext(bits, ir.IntType(64))
 
 
 @intrinsic
@@ -202,7 +223,7 @@ def transform_output(typing, form, source, plane, bias, floor, target, row, colu
 
     Returns the lanes, as bits, in which a result was no finite number.
     """
-    matrix = matrices(form.form)[0]
+    matrix = form.form.to_outputs
 
     def generate(context, builder, signature, args):
         _, source, plane, bias, floor, target, row, column = args
@@ -219,16 +240,15 @@ def transform_output(typing, form, source, plane, bias, floor, target, row, colu
                 value = builder.select(builder.fcmp_ordered("<=", value, floor), floor, value)
                 at = builder.add(builder.mul(row, _i64(i)), builder.mul(column, _i64(j)))
                 _put(builder, value, target, at)
-        bits = builder.bitcast(builder.fcmp_unordered("uno", check, check), ir.IntType(LANES))
-        return builder.zext(bits, ir.IntType(64))
+        return _not_numbers(builder, check)
 
     return types.int64(form, *(types.int64,) * 3, FLOAT, *(types.int64,) * 3), generate
 
 
 @intrinsic
 def transform_gradient(typing, form, source, plane, target):
-    """A^T m A of planes `plane` bytes apart, to m x m adjacent vectors."""
-    matrix = matrices(form.form)[0]
+    """A^T m A of planes `plane` bytes apart, to adjacent vectors. Returns the lanes in which one is not finite."""
+    matrix = form.form.to_outputs
 
     def generate(context, builder, signature, args):
         _, source, plane, target = args
@@ -237,11 +257,13 @@ def transform_gradient(typing, form, source, plane, target):
         values = [_load(builder, source, builder.mul(plane, _i64(q)), llvm, 4) for q in range(n * n)]
         grid = [values[i : i + n] for i in range(0, n * n, n)]
         results = [value for line in _both_axes(builder, _interpolate, matrix, grid) for value in line]
+        check = ir.Constant(llvm, None)
         for t, value in enumerate(results):
+            check = _multiply_add(builder, FLOAT, value, ir.Constant(llvm, None), check)
             _put(builder, value, target, _i64(t * VECTOR_BYTES))
-        return context.get_dummy_value()
+        return _not_numbers(builder, check)
 
-    return types.void(form, *(types.int64,) * 3), generate
+    return types.int64(form, *(types.int64,) * 3), generate
 
 
 # ---------------------------------------------------------------- rows of pixels to vectors of channels, and back

@@ -20,7 +20,7 @@ import numpy as np
 from fastconv import tuning
 from fastconv.arrays import dtype_of
 from fastconv.backends.base import OPS, Launch
-from fastconv.backends.cpu import small, winograd
+from fastconv.backends.cpu import small, winograd, winograd_wgrad
 from fastconv.backends.cpu.passes import Pass, backward_axes, compute_dtype, forward_axes, storage, strides_of
 from fastconv.backends.cpu.workspace import threads, workspace
 from fastconv.problem import ACTIVATIONS, ConvProblem, Ints
@@ -76,7 +76,7 @@ def build(algorithm: str, op: str, problem: ConvProblem, why: str) -> Launch:
 
         return depthwise.plan(op, problem, why)
     if algorithm == "winograd":
-        return winograd.plan(op, problem, why)
+        return winograd_wgrad.plan(problem, why) if op == "conv_wgrad" else winograd.plan(op, problem, why)
     return wgrad(problem, why) if op == "conv_wgrad" else gather(op, problem, why)
 
 
