@@ -22,6 +22,7 @@ from fastconv.arrays import dtype_of
 from fastconv.backends.base import OPS, Launch
 from fastconv.backends.cpu import small, winograd, winograd_wgrad
 from fastconv.backends.cpu.passes import Pass, backward_axes, compute_dtype, forward_axes, storage, strides_of
+from fastconv.backends.cpu.threads import guarded
 from fastconv.backends.cpu.workspace import threads, workspace
 from fastconv.problem import ACTIVATIONS, ConvProblem, Ints
 
@@ -86,7 +87,9 @@ def _measure(op: str, problem: ConvProblem) -> str:
     dtype = dtype_of("int8" if problem.dtype == "int32" else problem.dtype)
     arrays = [None if role.endswith("bias") else np.ones(problem.dims(role), dtype) for role in roles]
     out = np.empty(problem.dims(result), dtype_of(problem.dtype))
-    candidates = {name: partial(build(name, op, problem, "").run, out, *arrays) for name in applicable(op, problem)}
+    candidates = {
+        name: partial(guarded(build(name, op, problem, "")).run, out, *arrays) for name in applicable(op, problem)
+    }
     return tuning.measured("cpu", f"{op}: {problem}; {tuning.machine()}, {threads()} threads", candidates)
 
 
