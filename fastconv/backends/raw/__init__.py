@@ -8,7 +8,6 @@ is behind `fastconv.backends.raw.device`: a GPU, or the host emulator on NumPy a
 from __future__ import annotations
 
 import importlib
-import math
 from typing import Any
 
 from fastconv.backends.base import Launch
