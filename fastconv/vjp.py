@@ -56,7 +56,7 @@ def _forward(request: Request, out: Any, backend: str | None) -> Any:
 
 
 def _plain(request: Request, *operands: Any) -> arrays.Operands:
-    """Operands of a step inside a vjp: already NumPy views, or GPU arrays as they came."""
+    """Operands of a step inside a vjp: views already."""
     return arrays.Operands(operands, request.operands.kind, None)
 
 
@@ -102,7 +102,7 @@ def _conv_vjp(request: Request, out: Any, backend: str | None) -> tuple[Any, Pul
     def pullback(dy: Any) -> tuple[Any, Any, Any]:
         grad = _take_dy(request, dy, shape, dtype)
         if problem.activation is not None:
-            grad = activation_grad(problem.activation, grad, saved, backend)
+            grad = activation_grad(problem.activation, grad, saved, request.operands.kind, backend)
         to_x = "conv_fprop" if transposed else "conv_dgrad"
         pair = (x, grad) if transposed else (grad, x)
         dx = dispatch.run(to_x, bare, _plain(request, grad, w, None), None, backend)
@@ -122,7 +122,7 @@ def _activated_forward(request: Request, out: Any, backend: str | None) -> tuple
         saved = dispatch.run(request.op, bare, _plain(request, *request.operands.arrays), None, backend)
         return activate(problem.activation, saved, request.operands, out, backend), saved
     y = _forward(request, out, backend)
-    return y, arrays.to_numpy(y) if request.operands.kind == "numpy" else y
+    return y, arrays.as_view(y, request.operands.kind)
 
 
 def _bias_grad(request: Request, grad: Any, bias: Any, backend: str | None) -> Any:
@@ -138,7 +138,7 @@ def _max_vjp(request: Request, out: Any, backend: str | None) -> tuple[Any, Pull
     """Keeps x and finds the maxima again, or keeps the indices where the caller asked for them."""
     problem, (x,) = request.problem, request.operands.arrays
     y = _forward(request, out, backend)
-    indices = arrays.to_numpy(y[1]) if request.op == "maxpool_indices" else None
+    indices = arrays.as_view(y[1], request.operands.kind) if request.op == "maxpool_indices" else None
 
     def pullback(dy: Any) -> Any:
         grad = _take_dy(request, dy, problem.shape("y"), x.dtype)
@@ -240,7 +240,7 @@ def _signal_vjp(
 
     def pullback(dy: Any) -> tuple[Any, Any]:
         grad = _take_dy(request, signal.as_operand("dy", dy), problem.out, arrays.dtype_of(problem.dtype))
-        full = np.zeros(problem.full, grad.dtype)
+        full = arrays.module_of(grad).zeros(problem.full, grad.dtype)
         full[tuple(slice(s, s + n) for s, n in zip(problem.start, problem.out, strict=True))] = grad
         if problem.flip:  # full[j] = sum of a[j - i] * b[i]
             d1 = signal.correlate(full, b, "valid", method, backend=backend)
