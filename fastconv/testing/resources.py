@@ -144,7 +144,7 @@ def table(found: Sequence[Resources]) -> str:
     for one in found:
         rows.setdefault(one.instance, {})[one.arch] = one
     lines = [
-        f"| file | instance | registers on {', '.join(archs)} | spills (bytes) | static shared memory | 16-byte accesses |",
+        f"| file | instance | registers on {', '.join(archs)} | spills | static shared memory | 16-byte accesses |",
         "|---|---|---|---|---|---|",
     ]
     for instance, per in rows.items():
