@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from fastconv import dispatch
 from fastconv.backends.raw import device as raw
 from fastconv.compiler.cuda import Instance, source_folder
 from fastconv.errors import FastconvError
@@ -69,6 +70,7 @@ class Scratch:
 class EmulatedDevice:
     """Runs CUDA C++ kernels on the CPU, one block after the other. See `emulated_gpu`."""
 
+    kinds: tuple[str, ...] = ("numpy",)
     _lock = threading.Lock()  # the runtime runs one block of one launch at a time
 
     def __init__(self, arch: str = "sm_90a", *, seed: int | None = None):
@@ -182,6 +184,16 @@ def emulated_gpu(arch: str = "sm_90a", *, seed: int | None = None) -> Iterator[E
     BackendError
         Where there is no g++.
     """
-    device = EmulatedDevice(arch, seed=seed)
-    with raw.use(device):
+    with using(EmulatedDevice(arch, seed=seed)) as device:
         yield device
+
+
+@contextmanager
+def using(device: EmulatedDevice) -> Iterator[EmulatedDevice]:
+    """Run the `raw` backend on this emulated device; launches that were chosen for another one are dropped."""
+    dispatch.forget()
+    try:
+        with raw.use(device):
+            yield device
+    finally:
+        dispatch.forget()
