@@ -7,6 +7,7 @@ from fastconv.testing.emulator.device import (
     Traffic,
     assert_same_under_schedules,
     emulated_gpu,
+    using,
 )
 
 __all__ = [
@@ -16,4 +17,5 @@ __all__ = [
     "assert_same_under_schedules",
     "emulated_gpu",
     "unavailable",
+    "using",
 ]

@@ -67,7 +67,7 @@ void begin_launch(const Launch& launch, const Kernel& kernel, unsigned block_siz
     if (!on) return;
     threads = block_size;
     stacks_begin = Address(stacks), stacks_bytes = stack_bytes;
-    image_begin = Address(kernel.image_begin), image_end = Address(kernel.shared_end);
+    image_begin = Address(kernel.image_begin), image_end = Address(kernel.shared_begin);
     slots_begin = Address(kernel.arguments), slots_end = slots_begin + kernel.argument_bytes;
     for (unsigned i = 0; i < launch.region_count; ++i) {
         const Region& r = launch.regions[i];

@@ -2,7 +2,8 @@
 // mathematics of device code. Only meaning is modelled, not speed.
 //
 // `__shared__` variables are the only zero-initialised static data of a kernel's object file, so its .bss as a whole is
-// shared memory: the runtime fills it with 0xff (NaN, -1) before each block. A guard lies between any two of them.
+// shared memory: the runtime fills it with 0xff (NaN, -1) before each block. A guard lies between any two of them. They
+// are `used`, as g++ would take one that nothing writes for the constant 0.
 #pragma once
 #include "runtime.hpp"
 
@@ -26,7 +27,7 @@
 #define EMULATOR_JOIN(a, b) EMULATOR_JOIN_(a, b)
 #define __shared__                                                                                      \
     static emulator::SharedGuard EMULATOR_JOIN(fastconv_guard_, __COUNTER__) __attribute__((used)); \
-    static __attribute__((aligned(16)))
+    static __attribute__((used, aligned(16)))
 
 #undef assert
 #define assert(condition) \

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fastconv import dispatch
 from fastconv.backends.raw import device as raw
 from fastconv.compiler.cuda import Instance, source_folder
 from fastconv.errors import BackendError, FastconvError
@@ -102,6 +103,7 @@ class EmulatedDevice:
         What kernels moved since the device was made, if they ran with checks; may be set back to ``Traffic()``.
     """
 
+    kinds: tuple[str, ...] = ("numpy",)
     _lock = threading.Lock()  # the runtime runs one block of one launch at a time
 
     def __init__(self, arch: str = "sm_90a", *, sanitize: bool = False, seed: int | None = None):
@@ -203,11 +205,7 @@ class EmulatedDevice:
         """An argument as the kernel gets it."""
         if isinstance(value, np.ndarray) and value.dtype.names is None:
             return np.asarray(self.pointer(value), np.uint64)
-        if isinstance(value, bool | int):
-            return np.asarray(value, np.int32)
-        if isinstance(value, float):
-            return np.asarray(value, np.float32)
-        return np.asarray(value)
+        return np.asarray(value, {int: np.int32, float: np.float32}.get(type(value)))
 
     def _regions(self, function: Function, values: list[np.ndarray]) -> tuple[list[Region], list[Any]]:
         """What the kernel may touch, and what has to live as long as the launch."""
@@ -296,6 +294,16 @@ def emulated_gpu(arch: str = "sm_90a", *, sanitize: bool = False, seed: int | No
     BackendError
         Where there is no g++.
     """
-    device = EmulatedDevice(arch, sanitize=sanitize, seed=seed)
-    with raw.use(device):
+    with using(EmulatedDevice(arch, sanitize=sanitize, seed=seed)) as device:
         yield device
+
+
+@contextmanager
+def using(device: EmulatedDevice) -> Iterator[EmulatedDevice]:
+    """Run the `raw` backend on this emulated device; launches that were chosen for another one are dropped."""
+    dispatch.forget()
+    try:
+        with raw.use(device):
+            yield device
+    finally:
+        dispatch.forget()
