@@ -36,7 +36,7 @@ CHECKS = (
     "-fsanitize=bounds-strict,shift,signed-integer-overflow,integer-divide-by-zero,alignment,null,bool,enum,"
     "unreachable,return,vla-bound",
 )  # fmt: skip
-RUNTIME = ("runtime.cpp", "checks.cpp", "undefined.cpp")
+RUNTIME = ("runtime.cpp", "checks.cpp", "undefined.cpp", "copies.cpp", "matrix.cpp")
 INCLUDE = re.compile(rb'^\s*#\s*include\s*"([^"]+)"', re.MULTILINE)
 
 
@@ -111,7 +111,7 @@ class Toolchain:
         path = _folder() / f"runtime-{_identity(OPTIONS)}.so"
         if not _sound(path):
             sources = [str(HERE / name) for name in RUNTIME]
-            _compile([*OPTIONS, "-O2", "-shared", f"-Wl,-soname,{path.name}", *sources], path)
+            _compile([*OPTIONS, "-O3", "-shared", f"-Wl,-soname,{path.name}", *sources], path)
         return path
 
     def header(self) -> Path:

@@ -2,6 +2,7 @@
 #include "checks.hpp"
 
 #include <algorithm>
+#include <cstdarg>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -13,8 +14,7 @@ namespace emulator::checks {
 bool on;
 
 using Address = uintptr_t;
-constexpr uint32_t IN_FLIGHT = ~0u;  // the epoch of a write that an asynchronous copy has not finished
-constexpr uint16_t ATOMIC = 1 << 15;
+constexpr uint16_t ATOMIC = 1 << 15, IN_FLIGHT = 1 << 14;  // flags of a writer
 
 struct Access {
     uint32_t epoch;  // 0: none in this launch
@@ -163,7 +163,7 @@ static uint3 index_of(unsigned thread) {
 }
 
 [[noreturn]] static void in_flight(const Place& place, Address address, const Cell& cell, bool write, uint32_t where) {
-    uint3 t = index_of(cell.writer);
+    uint3 t = index_of(cell.writer & ~IN_FLIGHT);
     fail({nullptr, int(where)},
          "%s before an asynchronous copy has landed, %zu bytes into %s\n  the copy was started by thread (%u, %u, %u)@{%x}",
          write ? "a write" : "a read", address - place.begin, place.name, t.x, t.y, t.z, cell.write.where);
@@ -194,30 +194,30 @@ static Place* find(Address address) {
     return last = &*(after - 1);
 }
 
-static void touch_state(const Place& place, size_t granule, Address address, size_t bytes, bool write, uint32_t where) {
+static void touch_state(const Place& place, size_t granule, Address address, size_t bytes, bool writes, uint32_t where) {
     uint8_t& state = place.state[granule];
-    if (state == Region::outside) gap(place, address, bytes, write, where);
-    if (state == Region::unwritten && !write) unwritten(place, address, bytes, where);
+    if (state == Region::outside) gap(place, address, bytes, writes, where);
+    if (state == Region::unwritten && !writes) unwritten(place, address, bytes, where);
     state = Region::accessible;
 }
 
-static void touch(Place& place, size_t granule, Address address, size_t bytes, bool write, uint16_t flag, uint32_t where) {
+static void touch(Place& place, size_t granule, Address address, size_t bytes, Mode mode, uint32_t where) {
     Cell& cell = place.cells[granule];
-    const bool global = place.global();
-    const unsigned me = thread_number(), writer = cell.writer & ~ATOMIC;
-    if (place.state) touch_state(place, granule, address, bytes, write, where);
-    if (cell.write.epoch == IN_FLIGHT) in_flight(place, address, cell, write, where);
-    if (!global && !write && (!cell.write.epoch || !same_block(cell.write))) unwritten(place, address, bytes, where);
-    const char* what = write ? "write" : "read";
-    if (!ordered(cell.write, writer, global) && !(flag && cell.writer & ATOMIC))
+    const bool global = place.global(), writes = mode != read;
+    const unsigned me = thread_number(), writer = cell.writer & ~(ATOMIC | IN_FLIGHT);
+    const char* what = writes ? "write" : "read";
+    if (place.state) touch_state(place, granule, address, bytes, writes, where);
+    if (cell.writer & IN_FLIGHT && same_block(cell.write)) in_flight(place, address, cell, writes, where);
+    if (!global && !writes && (!cell.write.epoch || !same_block(cell.write))) unwritten(place, address, bytes, where);
+    if (!ordered(cell.write, writer, global) && !(mode == update && cell.writer & ATOMIC))
         race(place, address, cell.write, writer, what, "write", where);
-    if (write) {
+    if (writes) {
         if (!ordered(cell.read, cell.reader, global)) race(place, address, cell.read, cell.reader, what, "read", where);
         if (!ordered(cell.other, cell.other_reader, global))
             race(place, address, cell.other, cell.other_reader, what, "read", where);
         if (global && !cell.write.epoch) traffic.distinct_written += size_t(1) << place.shift;
         cell.write = {epochs[me], where};
-        cell.writer = me | flag;
+        cell.writer = me | (mode == update ? ATOMIC : mode == start ? IN_FLIGHT : 0);
     } else {
         if (global && !cell.read.epoch) traffic.distinct_read += size_t(1) << place.shift;
         if (cell.reader != me) cell.other = cell.read, cell.other_reader = cell.reader;
@@ -226,55 +226,82 @@ static void touch(Place& place, size_t granule, Address address, size_t bytes, b
     }
 }
 
-static void access(const void* pointer, size_t bytes, bool write, uint16_t flag, const void* caller) {
-    const Address address = Address(pointer);
-    if (!on || address - stacks_begin < stacks_bytes || !bytes) return;
-    const uint32_t where = Address(caller) - image_begin;
+/// The granules of an access, which lies in one region or is an error.
+struct Span {
+    Place* place;  // null: memory that is not checked
+    size_t first, past;
+};
+
+static Span span(Address address, size_t bytes, bool writes, uint32_t where) {
     Place* place = find(address);
     if (!place) {
-        if (!write && address >= image_begin && address + bytes <= image_end) return;  // tables of constants
-        if (!write && address >= slots_begin && address + bytes <= slots_end) return;
-        outside(address, bytes, write, where);
+        if (!writes && address >= image_begin && address + bytes <= image_end) return {};  // tables of constants
+        if (!writes && address >= slots_begin && address + bytes <= slots_end) return {};
     }
-    if (address + bytes > place->end) outside(address, bytes, write, where);
-    if (place->global()) (write ? traffic.written : traffic.read) += bytes;
-    const size_t first = address - place->begin >> place->shift, past = (address + bytes - 1 - place->begin >> place->shift) + 1;
-    for (size_t granule = first; granule < past; ++granule) touch(*place, granule, address, bytes, write, flag, where);
+    if (!place || address + bytes > place->end) outside(address, bytes, writes, where);
+    return {place, (address - place->begin) >> place->shift, ((address + bytes - 1 - place->begin) >> place->shift) + 1};
+}
+
+static uint32_t offset_of(const void* caller) { return Address(caller) - image_begin; }
+
+void access(const void* pointer, size_t bytes, Mode mode, const void* caller) {
+    const Address address = Address(pointer);
+    if (!on || address - stacks_begin < stacks_bytes || !bytes) return;
+    const Span s = span(address, bytes, mode != read, offset_of(caller));
+    if (!s.place) return;
+    if (s.place->global()) (mode == read ? traffic.read : traffic.written) += bytes;
+    for (size_t granule = s.first; granule < s.past; ++granule) touch(*s.place, granule, address, bytes, mode, offset_of(caller));
+}
+
+void land(const void* pointer, size_t bytes) {
+    if (!on) return;
+    const Span s = span(Address(pointer), bytes, true, 0);
+    for (size_t granule = s.first; granule < s.past; ++granule) {
+        s.place->cells[granule].write.epoch = epochs[thread_number()];
+        s.place->cells[granule].writer = thread_number();
+    }
+}
+
+void fail_at(const void* caller, const char* format, ...) {
+    char text[256];
+    va_list values;
+    va_start(values, format);
+    vsnprintf(text, sizeof text, format, values);
+    va_end(values);
+    fail({nullptr, on ? int(offset_of(caller)) : 0}, "%s", text);
 }
 
 }  // namespace emulator::checks
 
 namespace emulator {
 
-void reads(const void* address, size_t bytes) { checks::access(address, bytes, false, 0, __builtin_return_address(0)); }
-void writes(void* address, size_t bytes) { checks::access(address, bytes, true, 0, __builtin_return_address(0)); }
-void updates(void* address, size_t bytes) {
-    checks::access(address, bytes, true, checks::ATOMIC, __builtin_return_address(0));
-}
+void reads(const void* address, size_t bytes) { checks::access(address, bytes, checks::read, __builtin_return_address(0)); }
+void writes(void* address, size_t bytes) { checks::access(address, bytes, checks::write, __builtin_return_address(0)); }
+void updates(void* address, size_t bytes) { checks::access(address, bytes, checks::update, __builtin_return_address(0)); }
 
 }  // namespace emulator
 
 // ---------------------------------------------------------------- what g++ calls for -fsanitize=thread
 
-#define EMULATOR_ACCESS(name, bytes, write)         \
-    extern "C" EMULATOR_API void name(void* address) { \
-        emulator::checks::access(address, bytes, write, 0, __builtin_return_address(0)); \
+#define EMULATOR_ACCESS(name, bytes, mode)                                                            \
+    extern "C" EMULATOR_API void name(void* address) {                                                \
+        emulator::checks::access(address, bytes, emulator::checks::mode, __builtin_return_address(0)); \
     }
 #define EMULATOR_ACCESSES(bytes)                                   \
-    EMULATOR_ACCESS(__tsan_read##bytes, bytes, false)              \
-    EMULATOR_ACCESS(__tsan_write##bytes, bytes, true)              \
-    EMULATOR_ACCESS(__tsan_unaligned_read##bytes, bytes, false)    \
-    EMULATOR_ACCESS(__tsan_unaligned_write##bytes, bytes, true)
+    EMULATOR_ACCESS(__tsan_read##bytes, bytes, read)              \
+    EMULATOR_ACCESS(__tsan_write##bytes, bytes, write)              \
+    EMULATOR_ACCESS(__tsan_unaligned_read##bytes, bytes, read)    \
+    EMULATOR_ACCESS(__tsan_unaligned_write##bytes, bytes, write)
 EMULATOR_ACCESSES(1)
 EMULATOR_ACCESSES(2)
 EMULATOR_ACCESSES(4)
 EMULATOR_ACCESSES(8)
 EMULATOR_ACCESSES(16)
 extern "C" EMULATOR_API void __tsan_read_range(void* address, size_t bytes) {
-    emulator::checks::access(address, bytes, false, 0, __builtin_return_address(0));
+    emulator::checks::access(address, bytes, emulator::checks::read, __builtin_return_address(0));
 }
 extern "C" EMULATOR_API void __tsan_write_range(void* address, size_t bytes) {
-    emulator::checks::access(address, bytes, true, 0, __builtin_return_address(0));
+    emulator::checks::access(address, bytes, emulator::checks::write, __builtin_return_address(0));
 }
 extern "C" EMULATOR_API void __tsan_init() {}
 extern "C" EMULATOR_API void __tsan_func_entry(void*) {}

@@ -22,6 +22,14 @@ struct Clock {
 
 extern bool on;
 
+/// How memory is touched: `start` is the write of an asynchronous copy, which `land` finishes.
+enum Mode { read, write, update, start };
+
+void access(const void* address, size_t bytes, Mode mode, const void* caller);
+void land(const void* address, size_t bytes);
+/// An error at the place that a model was called from.
+[[noreturn]] void fail_at(const void* caller, const char* format, ...) __attribute__((format(printf, 2, 3)));
+
 void begin_launch(const Launch& launch, const Kernel& kernel, unsigned threads, char* stacks, size_t stack_bytes);
 void end_launch(Launch& launch);
 void begin_block();
@@ -32,4 +40,7 @@ void clear(Clock& clock);
 void synchronise_block();
 
 }  // namespace checks
+
+void forget_copies(unsigned threads);  // of the block before
+
 }  // namespace emulator

@@ -165,6 +165,8 @@ unsigned thread_number() { return block.current; }
 unsigned live_lanes() { return block.warps[block.current / WARP].live; }
 void* dynamic_shared() { return shared_memory; }
 size_t dynamic_shared_size() { return shared_size; }
+char* static_shared() { return kernel->shared_begin; }
+size_t static_shared_size() { return kernel->shared_end - kernel->shared_begin; }
 
 // ---------------------------------------------------------------- errors
 
@@ -522,6 +524,7 @@ static void run_block() {
         unsigned lanes = block.size - w * WARP;
         block.warps[w] = {lanes < WARP ? (1u << lanes) - 1 : ~0u, 0};
     }
+    forget_copies(block.size);
     checks::begin_block();
     become(pick());
     running = take_fiber();

@@ -87,6 +87,8 @@ inline unsigned lane_number() { return thread_number() % WARP; }
 EMULATOR_API unsigned live_lanes();                    // of the running thread's warp, as a mask
 EMULATOR_API void* dynamic_shared();
 EMULATOR_API size_t dynamic_shared_size();
+char* static_shared();
+size_t static_shared_size();
 
 /// Waits for all live lanes of `mask`; the last one performs for all of them.
 EMULATOR_API void warp_collective(const char* what, unsigned mask, Perform perform, void* mine, Site site);

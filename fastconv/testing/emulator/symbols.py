@@ -40,7 +40,7 @@ def locate(message: str, path: Path) -> str:
         command = ["addr2line", "-i", "-s", "-e", str(path), hex(int(address, 16) - 1)]
         frames = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
         frames = [frame.split()[0].replace("<stdin>", "kernel.cu") for frame in frames if "?" not in frame]
-        ours = [frame for frame in frames if not frame.startswith(("cuda.hpp", "device.hpp", "async.hpp"))] or frames
+        ours = [frame for frame in frames if not frame.startswith(("cuda.hpp", "device.hpp"))] or frames
         text = f" at {ours[0]}" + "".join(f", inlined at {frame}" for frame in ours[1:]) if ours else ""
         message = message.replace(f"@{{{address}}}", text)
     return message
