@@ -36,7 +36,7 @@ CHECKS = (
     "-fsanitize=bounds-strict,shift,signed-integer-overflow,integer-divide-by-zero,alignment,null,bool,enum,"
     "unreachable,return,vla-bound",
 )  # fmt: skip
-RUNTIME = ("runtime.cpp", "checks.cpp", "undefined.cpp", "copies.cpp", "matrix.cpp")
+RUNTIME = ("runtime.cpp", "checks.cpp", "undefined.cpp", "copies.cpp", "matrix.cpp", "bulk.cpp", "wgmma.cpp")
 INCLUDE = re.compile(rb'^\s*#\s*include\s*"([^"]+)"', re.MULTILINE)
 
 
@@ -76,7 +76,8 @@ class Toolchain:
     @property
     def options(self) -> tuple[str, ...]:
         digits = "".join(letter for letter in self.arch if letter.isdigit())
-        return (*OPTIONS, f"-D__CUDA_ARCH__={digits}0", *(CHECKS if self.sanitize else ()))
+        features = ("-D__CUDA_ARCH_FEAT_SM90_ALL",) if self.arch == "sm_90a" else ()
+        return (*OPTIONS, f"-D__CUDA_ARCH__={digits}0", *features, *(CHECKS if self.sanitize else ()))
 
     def unit(self, source: str, kernels: Sequence[str], stem: str) -> Path:
         """The object of a source, with the entry points ``fastconv_launch_0``, ... of these kernels.

@@ -14,7 +14,7 @@ namespace emulator::checks {
 bool on;
 
 using Address = uintptr_t;
-constexpr uint16_t ATOMIC = 1 << 15, IN_FLIGHT = 1 << 14;  // flags of a writer
+constexpr uint16_t ATOMIC = 1 << 15, IN_FLIGHT = 1 << 14, SEEN = 1 << 13;  // flags of a writer
 
 struct Access {
     uint32_t epoch;  // 0: none in this launch
@@ -48,7 +48,7 @@ static Place* last;
 static Address stacks_begin, image_begin, image_end, slots_begin, slots_end;
 static size_t stacks_bytes;
 static unsigned threads;
-static uint32_t now, floor_, epochs[MAX_THREADS];
+static uint32_t now, floor_, epochs[MAX_THREADS], fenced[MAX_THREADS];
 static uint32_t* known;  // known[t * threads + u]: the epoch up to which t has seen u
 static Traffic traffic;
 
@@ -77,6 +77,7 @@ void begin_launch(const Launch& launch, const Kernel& kernel, unsigned block_siz
     std::sort(places.begin(), places.end(), [](const Place& a, const Place& b) { return a.begin < b.begin; });
     last = places.data();
     now = 0;
+    memset(fenced, 0, sizeof fenced);
     traffic = {};
     known = static_cast<uint32_t*>(calloc(size_t(threads) * threads, sizeof(uint32_t)));
 }
@@ -121,6 +122,22 @@ void acquire(unsigned thread, const Clock& clock) {
     for (unsigned i = 0; i < threads; ++i) own[i] = std::max(own[i], clock.seen[i]);
 }
 
+void synchronise_warp(unsigned warp, unsigned lanes) {
+    static Clock clock;
+    if (!on) return;
+    clear(clock);
+    for (unsigned i = 0; i < WARP; ++i)
+        if (lanes >> i & 1) release(warp * WARP + i, clock);
+    for (unsigned i = 0; i < WARP; ++i)
+        if (lanes >> i & 1) acquire(warp * WARP + i, clock);
+}
+
+void async_fence() {
+    if (!on) return;
+    fenced[thread_number()] = epochs[thread_number()];
+    epochs[thread_number()] = ++now;
+}
+
 static bool same_block(const Access& access) { return access.epoch >= blocks.back().epoch; }
 
 /// Whether the running thread comes after that access.
@@ -163,10 +180,17 @@ static uint3 index_of(unsigned thread) {
 }
 
 [[noreturn]] static void in_flight(const Place& place, Address address, const Cell& cell, bool write, uint32_t where) {
-    uint3 t = index_of(cell.writer & ~IN_FLIGHT);
+    uint3 t = index_of(cell.writer & (MAX_THREADS - 1));
     fail({nullptr, int(where)},
          "%s before an asynchronous copy has landed, %zu bytes into %s\n  the copy was started by thread (%u, %u, %u)@{%x}",
          write ? "a write" : "a read", address - place.begin, place.name, t.x, t.y, t.z, cell.write.where);
+}
+
+[[noreturn]] static void unfenced(const Place& place, Address address, const Cell& cell, uint32_t where) {
+    uint3 t = index_of(cell.writer & (MAX_THREADS - 1));
+    fail({nullptr, int(where)},
+         "no async_fence between a write and an asynchronous read of it, %zu bytes into %s\n  the write was by thread (%u, %u, %u)@{%x}",
+         address - place.begin, place.name, t.x, t.y, t.z, cell.write.where);
 }
 
 [[noreturn]] static void race(const Place& place, Address address, const Access& before, unsigned thread, const char* what,
@@ -203,14 +227,16 @@ static void touch_state(const Place& place, size_t granule, Address address, siz
 
 static void touch(Place& place, size_t granule, Address address, size_t bytes, Mode mode, uint32_t where) {
     Cell& cell = place.cells[granule];
-    const bool global = place.global(), writes = mode != read;
-    const unsigned me = thread_number(), writer = cell.writer & ~(ATOMIC | IN_FLIGHT);
+    const bool global = place.global(), writes = mode != read && mode != async_read;
+    const unsigned me = thread_number(), writer = cell.writer & (MAX_THREADS - 1);
     const char* what = writes ? "write" : "read";
     if (place.state) touch_state(place, granule, address, bytes, writes, where);
     if (cell.writer & IN_FLIGHT && same_block(cell.write)) in_flight(place, address, cell, writes, where);
     if (!global && !writes && (!cell.write.epoch || !same_block(cell.write))) unwritten(place, address, bytes, where);
     if (!ordered(cell.write, writer, global) && !(mode == update && cell.writer & ATOMIC))
         race(place, address, cell.write, writer, what, "write", where);
+    if (mode == async_read && !global && !(cell.writer & SEEN) && cell.write.epoch > fenced[writer])
+        unfenced(place, address, cell, where);
     if (writes) {
         if (!ordered(cell.read, cell.reader, global)) race(place, address, cell.read, cell.reader, what, "read", where);
         if (!ordered(cell.other, cell.other_reader, global))
@@ -247,18 +273,18 @@ static uint32_t offset_of(const void* caller) { return Address(caller) - image_b
 void access(const void* pointer, size_t bytes, Mode mode, const void* caller) {
     const Address address = Address(pointer);
     if (!on || address - stacks_begin < stacks_bytes || !bytes) return;
-    const Span s = span(address, bytes, mode != read, offset_of(caller));
+    const Span s = span(address, bytes, mode != read && mode != async_read, offset_of(caller));
     if (!s.place) return;
-    if (s.place->global()) (mode == read ? traffic.read : traffic.written) += bytes;
+    if (s.place->global()) (mode == read || mode == async_read ? traffic.read : traffic.written) += bytes;
     for (size_t granule = s.first; granule < s.past; ++granule) touch(*s.place, granule, address, bytes, mode, offset_of(caller));
 }
 
-void land(const void* pointer, size_t bytes) {
+void land(const void* pointer, size_t bytes, bool seen) {
     if (!on) return;
     const Span s = span(Address(pointer), bytes, true, 0);
     for (size_t granule = s.first; granule < s.past; ++granule) {
         s.place->cells[granule].write.epoch = epochs[thread_number()];
-        s.place->cells[granule].writer = thread_number();
+        s.place->cells[granule].writer = thread_number() | (seen ? SEEN : 0);
     }
 }
 

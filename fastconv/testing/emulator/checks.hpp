@@ -22,11 +22,14 @@ struct Clock {
 
 extern bool on;
 
-/// How memory is touched: `start` is the write of an asynchronous copy, which `land` finishes.
-enum Mode { read, write, update, start };
+/// How memory is touched: `start` is the write of an asynchronous copy, which `land` finishes; `async_read` is a read by a
+/// bulk copy or wgmma, which sees a thread's own writes only after its `async_fence`.
+enum Mode { read, write, update, start, async_read };
 
 void access(const void* address, size_t bytes, Mode mode, const void* caller);
-void land(const void* address, size_t bytes);
+/// `seen`: a bulk copy has written it, which needs no fence.
+void land(const void* address, size_t bytes, bool seen = false);
+void async_fence();
 /// An error at the place that a model was called from.
 [[noreturn]] void fail_at(const void* caller, const char* format, ...) __attribute__((format(printf, 2, 3)));
 
@@ -38,9 +41,24 @@ void release(unsigned thread, Clock& clock);
 void acquire(unsigned thread, const Clock& clock);
 void clear(Clock& clock);
 void synchronise_block();
+void synchronise_warp(unsigned warp, unsigned lanes);
 
 }  // namespace checks
 
-void forget_copies(unsigned threads);  // of the block before
+// What the models keep for a block: dropped before the next one; a thread that exits must have nothing left to store.
+void forget_copies(unsigned threads);
+void forget_bulk(unsigned threads);
+void forget_products(unsigned threads);
+void exit_bulk();
+/// What the barrier at this address waits for, in words.
+void describe_barrier(const void* key, char* text, size_t size);
+
+/// The thread's own copies by cp.async that have not landed, handed over to who makes them land.
+struct Landing {
+    void* to;
+    uint32_t bytes;
+    char data[16];
+};
+size_t take_copies(Landing* into, size_t room);
 
 }  // namespace emulator

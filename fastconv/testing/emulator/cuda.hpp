@@ -20,7 +20,8 @@
 #define __launch_bounds__(...)
 #define __grid_constant__
 #define __cluster_dims__(...)
-#define __align__(bytes) alignas(bytes)
+#define __align__(bytes) __attribute__((aligned(bytes)))
+#define alignas(bytes) __attribute__((aligned(bytes)))  // which may stand after __shared__, too
 #define __noinline__ __attribute__((noinline))
 
 #define EMULATOR_JOIN_(a, b) a##b

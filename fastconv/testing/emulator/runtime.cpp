@@ -220,6 +220,11 @@ static void describe_waits() {
         say(": %s", t.what);
         if (t.waits == Waits::warp) say(" of lanes 0x%08x", t.mask);
         if (t.waits == Waits::named) say(" %u of %u threads", t.mask, block.named[t.mask].expected);
+        if (t.waits == Waits::key) {
+            char text[128];
+            describe_barrier(t.key, text, sizeof text);
+            say(" %s", text);
+        }
         say_site(t.site);
     }
     unsigned exited = block.size - block.live;
@@ -273,6 +278,7 @@ static void work() {
         Thread& thread = current();
         thread.fiber = running;
         kernel->run(kernel->arguments);
+        exit_bulk();
         thread.fiber = nullptr;
         thread_exits();
         unsigned next = pick();
@@ -395,17 +401,6 @@ void named_barrier(unsigned id, unsigned threads, bool wait_for_it, Site site) {
 
 // ---------------------------------------------------------------- collectives of a warp
 
-/// Of all collectives __syncwarp alone orders memory.
-static void synchronise_warp(unsigned warp, unsigned group) {
-    static checks::Clock clock;
-    if (!checks::on) return;
-    checks::clear(clock);
-    for (unsigned i = 0; i < WARP; ++i)
-        if (group >> i & 1) checks::release(warp * WARP + i, clock);
-    for (unsigned i = 0; i < WARP; ++i)
-        if (group >> i & 1) checks::acquire(warp * WARP + i, clock);
-}
-
 /// Performs and releases the group of `mask` if all of its live lanes are there.
 static void release_warp(unsigned warp, unsigned mask) {
     Warp& w = block.warps[warp];
@@ -429,7 +424,7 @@ static void release_warp(unsigned warp, unsigned mask) {
     if (first->perform)
         first->perform(brought, WARP);
     else
-        synchronise_warp(warp, group);
+        checks::synchronise_warp(warp, group);  // of all collectives __syncwarp alone orders memory
     w.arrived &= ~group;
     for (unsigned i = 0; i < WARP; ++i)
         if (group >> i & 1) make_ready(warp * WARP + i);
@@ -525,6 +520,8 @@ static void run_block() {
         block.warps[w] = {lanes < WARP ? (1u << lanes) - 1 : ~0u, 0};
     }
     forget_copies(block.size);
+    forget_bulk(block.size);
+    forget_products(block.size);
     checks::begin_block();
     become(pick());
     running = take_fiber();
