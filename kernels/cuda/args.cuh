@@ -5,6 +5,12 @@
 #pragma once
 #include "device.cuh"
 
+// How elements are stored, for operands whose dtype is not a template argument; the order of args.DTYPES.
+enum Dtype { FLOAT16, BFLOAT16, FLOAT32, FLOAT64, INT8, UINT8, INT32 };
+
+// How the threads of a block walk over memory; the order of bits of args.py.
+enum Walk { CHANNELS = 1, A_ALONG_SUM = 2, B_ALONG_SUM = 4, CHANNELS_FASTEST = 8 };
+
 // conv: fprop reads x, w, bias and writes y; dgrad reads y, w, bias (over x's channels) and writes x;
 // wgrad reads y, x and writes w.
 struct Conv {
@@ -13,7 +19,18 @@ struct Conv {
     int64_t N;
     int32_t C, K, G, activation;
     int32_t size[3], ksize[3], out[3], stride[3], dilation[3], pad[3];
-    int32_t splits;  // into how many parts a pass over pixels is cut (wgrad)
+    int32_t tap_step[3];     // stride / gcd(stride, dilation): how far apart the taps are that meet one cell of dx
+    int32_t xt, wt, yt, bt;  // Dtype
+    int32_t walk;            // Walk
+    int32_t lanes;           // threads of a block side by side along channels; the others lie along pixels
+    int32_t splits;          // into how many parts the sum is cut; each writes its own part of scratch
+};
+
+// reduce: out[i] = activate(sum over s < splits of scratch[s, i] + bias[i1]), over the five axes of out.
+struct Splits {
+    void *scratch, *out, *bias;
+    int64_t extent[5], stride[5], bs;
+    int32_t splits, activation, bt;
 };
 
 // pool: fprop reads x and writes y (and indices); dgrad reads dy, and x, y or indices where the op needs them, and

@@ -13,12 +13,24 @@ from fastconv.problem import ACTIVATIONS, ConvProblem, Ints, PoolProblem
 
 P, I, L = np.uint64, np.int32, np.int64
 
+#: The order of the enum Dtype.
+DTYPES = ("float16", "bfloat16", "float32", "float64", "int8", "uint8", "int32")
+#: The bits of the enum Walk.
+CHANNELS, A_ALONG_SUM, B_ALONG_SUM, CHANNELS_FASTEST = 1, 2, 4, 8
+
 CONV = np.dtype(
     [(name, P) for name in ("x", "w", "y", "bias", "scratch")]
     + [("xs", L, 5), ("ws", L, 5), ("ys", L, 5), ("bs", L), ("N", L)]
     + [(name, I) for name in ("C", "K", "G", "activation")]
-    + [(name, I, 3) for name in ("size", "ksize", "out", "stride", "dilation", "pad")]
-    + [("splits", I)],
+    + [(name, I, 3) for name in ("size", "ksize", "out", "stride", "dilation", "pad", "tap_step")]
+    + [(name, I) for name in ("xt", "wt", "yt", "bt", "walk", "lanes", "splits")],
+    align=True,
+)
+
+SPLITS = np.dtype(
+    [(name, P) for name in ("scratch", "out", "bias")]
+    + [("extent", L, 5), ("stride", L, 5), ("bs", L)]
+    + [(name, I) for name in ("splits", "activation", "bt")],
     align=True,
 )
 
@@ -55,7 +67,8 @@ def conv(problem: ConvProblem) -> np.ndarray:
         ("dilation", window.dilation, 1), ("pad", tuple(low for low, _ in window.pad), 0),
     ):  # fmt: skip
         args[name] = lift(values, fill)
-    args["splits"] = 1
+    args["tap_step"] = args["stride"] // np.gcd(args["stride"], args["dilation"])
+    args["lanes"] = args["splits"] = 1
     return args
 
 
