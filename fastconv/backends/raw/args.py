@@ -49,10 +49,15 @@ def lift(values: Ints, fill: int) -> Ints:
     return (fill,) * (3 - len(values)) + tuple(values)
 
 
+def element_strides(view: Any) -> Ints:
+    """Strides of a view, in elements."""
+    size = view.dtype.itemsize
+    return tuple(stride // size for stride in view.strides)
+
+
 def strides_of(view: Any) -> Ints:
     """Element strides of a canonical operand, its spatial axes lifted to three."""
-    size = view.dtype.itemsize
-    steps = tuple(stride // size for stride in view.strides)
+    steps = element_strides(view)
     return (*steps[:2], *lift(steps[2:], 0))
 
 
