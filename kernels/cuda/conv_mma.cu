@@ -118,8 +118,8 @@ struct Pixel {
 
 // One output summed by FMA, where the split did not hold.
 __device__ inline float summed_again(const Gather& a, const Pixel& pixel, int group, int m) {
-    const float* const source = static_cast<const float*>(a.a) + pixel.n * a.as[0] + int64_t(group) * a.C * a.as[1];
-    const float* const filter = static_cast<const float*>(a.w) + group * a.wg + m * a.ws[0];
+    const float* const source = static_cast<const float*>(a.a) + a.a0 + pixel.n * a.as[0] + int64_t(group) * a.C * a.as[1];
+    const float* const filter = static_cast<const float*>(a.w) + a.w0 + group * a.wg + m * a.ws[0];
     float sum = 0;
     for (int t = 0; t < a.taps[0]; ++t)
         for (int r = 0; r < a.taps[1]; ++r)
@@ -151,7 +151,7 @@ template <class E> __device__ inline float finished(const Gather& a, float sum, 
 template <class E, int BM, int BN, int THREADS, int PITCH>
 __device__ inline void deliver(const Gather& a, const float* sums, int64_t row0, int group, int column0) {
     using T = typename Element<E>::type;
-    T* const d = static_cast<T*>(a.d) + int64_t(group) * a.M * a.ds[1];
+    T* const d = static_cast<T*>(a.d) + a.d0 + int64_t(group) * a.M * a.ds[1];
     auto at = [&](int64_t row) {
         const Pixel pixel(a, row);
         return pixel.n * a.ds[0] + pixel.o[0] * a.ds[2] + pixel.o[1] * a.ds[3] + pixel.o[2] * a.ds[4];
@@ -193,8 +193,8 @@ __global__ void __launch_bounds__(32 * WARPS_M * WARPS_N, 1) conv_mma(const __gr
     const int column0 = take(block, (a.M + BN - 1) / BN) * BN;
     const int group = int(block % a.G);
     const int64_t row0 = block / a.G * BM;
-    const T* const source = static_cast<const T*>(a.a) + int64_t(group) * a.C * a.as[1];
-    const T* const filters = static_cast<const T*>(a.w) + group * a.wg;
+    const T* const source = static_cast<const T*>(a.a) + a.a0 + int64_t(group) * a.C * a.as[1];
+    const T* const filters = static_cast<const T*>(a.w) + a.w0 + group * a.wg;
 
     // The rows of A that this thread fetches: where their windows begin.
     int64_t base[A_ROWS];

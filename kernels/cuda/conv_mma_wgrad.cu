@@ -147,8 +147,8 @@ struct Column {
 
 // One weight's part summed by FMA, where the split did not hold.
 __device__ inline float summed_again(const Wgrad& a, int64_t begin, int64_t end, int group, int k, const Column& column) {
-    const float* const x = static_cast<const float*>(a.x) + (int64_t(group) * a.C + column.c) * a.xs[1];
-    const float* const y = static_cast<const float*>(a.y) + (int64_t(group) * a.K + k) * a.ys[1];
+    const float* const x = static_cast<const float*>(a.x) + a.x0 + (int64_t(group) * a.C + column.c) * a.xs[1];
+    const float* const y = static_cast<const float*>(a.y) + a.y0 + (int64_t(group) * a.K + k) * a.ys[1];
     float sum = 0;
     for (int64_t p = begin; p < end; ++p) {
         const Pixels pixel(a, p);
@@ -187,11 +187,11 @@ __global__ void __launch_bounds__(32 * WARPS_M * WARPS_N, 1) conv_mma_wgrad(cons
     // What this thread fetches: a chunk of filters of y, and a chunk of channels of x through a tap.
     const int k = row0 + thread % TileA::ACROSS * CHUNK;
     const bool k_exists = k < a.K;
-    const T* const y = static_cast<const T*>(a.y) + (int64_t(group) * a.K + k) * a.ys[1];
+    const T* const y = static_cast<const T*>(a.y) + a.y0 + (int64_t(group) * a.K + k) * a.ys[1];
     const int number = column0 + thread % TileB::ACROSS * CHUNK;
     const bool c_exists = number < columns;
     const Column column(a, number);
-    const T* const x = static_cast<const T*>(a.x) + (int64_t(group) * a.C + column.c) * a.xs[1];
+    const T* const x = static_cast<const T*>(a.x) + a.x0 + (int64_t(group) * a.C + column.c) * a.xs[1];
     int64_t next = begin;
     constexpr int A_APART = THREADS / TileA::ACROSS, B_APART = THREADS / TileB::ACROSS;
     Pixels from_y(a, begin + thread / TileA::ACROSS), from_x(a, begin + thread / TileB::ACROSS);
@@ -260,15 +260,18 @@ __global__ void __launch_bounds__(32 * WARPS_M * WARPS_N, 1) conv_mma_wgrad(cons
 #pragma unroll 1
     for (int n = thread; n < BM * BN; n += THREADS) {
         const int row = n / BN, at = n % BN;
-        if (row0 + row >= a.K || column0 + at >= columns) continue;
         const Column place(a, column0 + at);
-        const int64_t filter = int64_t(group) * a.K + row0 + row;
+        if (row0 + row >= a.Kw || column0 + at >= columns || place.c >= a.Cw) continue;
+        const int64_t filter = int64_t(group) * a.Kw + row0 + row;
         float value = sums[row * PITCH + at];
         if constexpr (Same<E, Ieee>::value)
             if (!(fabsf(value) < INFINITY_F)) value = summed_again(a, begin, end, group, row0 + row, place);
-        if (a.scratch)
-            static_cast<float*>(a.scratch)[((int64_t(part) * a.G * a.K) + filter) * columns + column0 + at] = value;
-        else
+        if (a.parts > 1) {
+            const int64_t tap = (column0 + at) / a.C, weights = int64_t(a.G) * a.Kw * (columns / a.C) * a.Cw;
+            const int64_t to = part * weights + (filter * (columns / a.C) + tap) * a.Cw + place.c;
+            reinterpret_cast<float*>(static_cast<char*>(a.scratch) + a.s0)[to] = value;
+        } else {
             static_cast<T*>(a.w)[filter * a.ws[0] + place.weight(a)] = narrow<T>(value);
+        }
     }
 }

@@ -23,14 +23,14 @@ __global__ void __launch_bounds__(256) pack(const __grid_constant__ Packing a) {
             const bool inside = rest < a.pixels && channel0 + c < a.C;
 #pragma unroll
             for (int axis = 2; axis >= 0; --axis) offset += take(rest, a.extent[axis]) * a.strides[axis + 2];
-            tile[p][c] = inside ? static_cast<const T*>(a.from)[offset + rest * a.strides[0]] : T(0);
+            tile[p][c] = inside ? static_cast<const T*>(a.from)[a.from0 + offset + rest * a.strides[0]] : T(0);
         }
         __syncthreads();
 #pragma unroll
         for (int r = 0; r < 32; r += 8) {
             const int64_t pixel = pixel0 + row + r;
             if (pixel < a.pixels && channel0 + lane < a.padded)
-                static_cast<T*>(a.to)[pixel * a.padded + channel0 + lane] = tile[row + r][lane];
+                static_cast<T*>(a.to)[a.to0 + pixel * a.padded + channel0 + lane] = tile[row + r][lane];
         }
         __syncthreads();
     }

@@ -1,6 +1,7 @@
 """Convolution in CUDA C++: which algorithm, and its launches.
 
 direct     by definition (kernels/cuda/conv_direct.cu); right for every problem and every mix of dtypes
+mma        implicit GEMM on tensor cores (conv_mma.cu)
 gemm       tiled implicit GEMM in shared memory, without tensor cores (conv_gemm.cu)
 depthwise  one filter per channel, or some: memory-bound (conv_depthwise.cu)
 
@@ -22,14 +23,19 @@ import numpy as np
 from fastconv import tuning
 from fastconv.arrays import dtype_of
 from fastconv.backends.base import OPS, Launch
-from fastconv.backends.raw import conv_depthwise, conv_direct, conv_gemm, device
+from fastconv.backends.raw import conv_depthwise, conv_direct, conv_gemm, conv_mma, device
 from fastconv.backends.raw.conv_steps import Operands, Step
 from fastconv.backends.raw.device import Properties
 from fastconv.compiler.cuda import Instance
 from fastconv.problem import ConvProblem
 
 #: By name, the preferred ones first; `direct` takes every problem.
-ALGORITHMS: dict[str, ModuleType] = {"depthwise": conv_depthwise, "gemm": conv_gemm, "direct": conv_direct}
+ALGORITHMS: dict[str, ModuleType] = {
+    "depthwise": conv_depthwise,
+    "mma": conv_mma,
+    "gemm": conv_gemm,
+    "direct": conv_direct,
+}
 KEPT = 64  # sets of strides, dtypes and alignments that a plan remembers the launches of
 
 
@@ -145,6 +151,8 @@ def instances() -> Iterator[Instance]:
 
 def claims(instance: Instance) -> dict[str, Any]:
     """What the machine code of an instance must show: "sass" mnemonics, and "registers" at most."""
-    module = next(module for module in ALGORITHMS.values() if f"{module.__name__.rpartition('.')[2]}.cu" == instance.file)
+    module = next(
+        module for module in ALGORITHMS.values() if f"{module.__name__.rpartition('.')[2]}.cu" == instance.file
+    )
     found: dict[str, Any] = module.claims(instance)
     return found
