@@ -9,12 +9,15 @@ enum Pass { FPROP, DGRAD, WGRAD };
 struct Byte { uint8_t bits; };
 struct Any { uint8_t bits; };
 
-// Element i of an operand, in the type that is summed in.
-template <class A, class T> __device__ inline A read(const T* from, int64_t i, int) { return widen(from[i]); }
-template <class A> __device__ inline A read(const Byte* from, int64_t i, int dtype) {
+// A stored value in the type that is summed in. All bits 0 are the value 0 in every dtype.
+template <class A, class T> __device__ inline A value(T stored, int) { return widen(stored); }
+template <class A> __device__ inline A value(Byte stored, int dtype) {
     int flip = dtype == INT8 ? 128 : 0;
-    return (int(from[i].bits) ^ flip) - flip;
+    return (int(stored.bits) ^ flip) - flip;
 }
+
+// Element i of an operand.
+template <class A, class T> __device__ inline A read(const T* from, int64_t i, int dtype) { return value<A>(from[i], dtype); }
 template <class A> __device__ inline A read(const Any* from, int64_t i, int dtype) {
     switch (dtype) {
         case FLOAT16: return widen(reinterpret_cast<const f16*>(from)[i]);
@@ -42,6 +45,13 @@ __device__ inline int take(int64_t& index, int extent) {
     }
     int64_t rest = index / extent;
     int place = int(index - rest * extent);
+    index = rest;
+    return place;
+}
+
+__device__ inline int take(uint32_t& index, int extent) {
+    uint32_t rest = index / uint32_t(extent);
+    int place = int(index - rest * uint32_t(extent));
     index = rest;
     return place;
 }

@@ -55,7 +55,8 @@ WGRAD = np.dtype(
 )
 
 PACKING = np.dtype(
-    [("from", P), ("to", P), ("from0", L), ("to0", L), ("strides", L, 5), ("pixels", L)]
+    [(name, P) for name in ("from", "to")]
+    + [("from0", L), ("to0", L), ("strides", L, 5), ("pixels", L)]
     + [("C", I), ("padded", I), ("extent", I, 3)],
     align=True,
 )
@@ -87,12 +88,17 @@ def strides_of(view: Any) -> Ints:
     return (*steps[:2], *lift(steps[2:], 0))
 
 
+def activation(problem: ConvProblem) -> int:
+    """The number of a problem's activation in the enum Activation."""
+    return 0 if problem.activation is None else ACTIVATIONS.index(problem.activation) + 1
+
+
 def conv(problem: ConvProblem) -> np.ndarray:
     """The struct of a convolution with its geometry filled in."""
     window = problem.window
     args = np.zeros((), CONV)
     args["N"], args["C"], args["K"], args["G"] = problem.N, problem.C, problem.K, problem.groups
-    args["activation"] = 0 if problem.activation is None else ACTIVATIONS.index(problem.activation) + 1
+    args["activation"] = activation(problem)
     for name, values, fill in (
         ("size", problem.size, 1), ("out", problem.out, 1), ("ksize", window.ksize, 1), ("stride", window.stride, 1),
         ("dilation", window.dilation, 1), ("pad", tuple(low for low, _ in window.pad), 0),

@@ -12,30 +12,24 @@ pure function of op, problem and device.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from functools import partial
 from types import ModuleType
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from fastconv import tuning
 from fastconv.arrays import dtype_of
 from fastconv.backends.base import OPS, Launch
 from fastconv.backends.raw import conv_depthwise, conv_direct, conv_gemm, conv_mma, device
-from fastconv.backends.raw.conv_steps import Operands, Step
+from fastconv.backends.raw.conv_steps import Operands, Step, reductions
 from fastconv.backends.raw.device import Properties
 from fastconv.compiler.cuda import Instance
 from fastconv.problem import ConvProblem
 
-#: By name, the preferred ones first; `direct` takes every problem.
+#: By name; `direct` takes every problem.
 ALGORITHMS: dict[str, ModuleType] = {
-    "depthwise": conv_depthwise,
-    "mma": conv_mma,
-    "gemm": conv_gemm,
-    "direct": conv_direct,
-}
+    "depthwise": conv_depthwise, "mma": conv_mma, "gemm": conv_gemm, "direct": conv_direct,
+}  # fmt: skip
 KEPT = 64  # sets of strides, dtypes and alignments that a plan remembers the launches of
 
 
@@ -48,13 +42,14 @@ class Choice(NamedTuple):
 
 
 def applicable(op: str, problem: ConvProblem, properties: Properties) -> list[Choice]:
-    """Every algorithm that takes a problem, the preferred one first."""
-    offers = ((name, module.offer(op, problem, properties)) for name, module in ALGORITHMS.items())
-    return [Choice(name, *found) for name, found in offers if found is not None]
+    """Every algorithm that takes a problem, the one with the least cost first."""
+    offers = {name: module.offer(op, problem, properties) for name, module in ALGORITHMS.items()}
+    ranked = sorted((offer.cost, name) for name, offer in offers.items() if offer is not None)
+    return [Choice(name, offers[name].config, offers[name].why) for _, name in ranked]
 
 
 def choose(op: str, problem: ConvProblem, properties: Properties) -> Choice:
-    """The preferred algorithm: a pure function of op, problem and device."""
+    """The algorithm of the least cost: a pure function of op, problem and device."""
     return applicable(op, problem, properties)[0]
 
 
@@ -64,7 +59,7 @@ def plan(op: str, problem: ConvProblem) -> Launch:
     choices = applicable(op, problem, properties)
     mode = tuning.autotune()
     if mode == "off":
-        return build(op, problem, choices[-1]._replace(why="autotune is off: the algorithm that takes every problem"))
+        return build(op, problem, Choice("direct", {}, "autotune is off: the algorithm that takes every problem"))
     if mode == "measure" and len(choices) > 1:
         best = _measure(op, problem, choices)
         return build(op, problem, best._replace(why="the fastest when it was measured on this device"))
@@ -146,13 +141,11 @@ def instances() -> Iterator[Instance]:
     """Every instance that a convolution can ask for."""
     for module in ALGORITHMS.values():
         yield from module.instances()
-    yield from conv_gemm.reductions()
+    yield from reductions()
 
 
 def claims(instance: Instance) -> dict[str, Any]:
     """What the machine code of an instance must show: "sass" mnemonics, and "registers" at most."""
-    module = next(
-        module for module in ALGORITHMS.values() if f"{module.__name__.rpartition('.')[2]}.cu" == instance.file
-    )
+    module = next(module for module in ALGORITHMS.values() if f"{module.__name__.rpartition('.')[2]}.cu" == instance.file)
     found: dict[str, Any] = module.claims(instance)
     return found

@@ -10,6 +10,7 @@ from fastconv.backends.raw.conv_steps import (
     LARGEST_GRID,
     THREADS,
     TYPES,
+    Offer,
     Operands,
     Step,
     blocks_for,
@@ -24,13 +25,19 @@ from fastconv.problem import ConvProblem
 
 FILE = "conv_direct.cu"
 OPS = ("conv_fprop", "conv_dgrad", "conv_wgrad")
+RESIDENT = 1024  # threads that keep a multiprocessor busy
 SCALAR_OUTPUTS = 4  # output channels of a thread
 PACKED = {"f16": 8, "bf16": 8, "float": 4}  # elements in 16 bytes
 
 
-def offer(op: str, problem: ConvProblem, properties: Properties) -> tuple[dict[str, Any], str]:
+def offer(op: str, problem: ConvProblem, properties: Properties) -> Offer:
     """Takes every problem."""
-    return {}, "takes every problem; too few channels per group for tiles"
+    M, L = per_group(op, problem)
+    share = 0.05 if op == "conv_wgrad" else 0.1  # of the multiply-adds that the device could do
+    threads = problem.groups * -(-M // SCALAR_OUTPUTS)
+    threads *= L * problem.window.taps * THREADS if op == "conv_wgrad" else pixels_of(op, problem)
+    busy = min(1.0, threads / (properties.sms * RESIDENT))
+    return Offer({}, "by definition: too few channels per group, or too few outputs, for tiles", problem.macs / (share * max(busy, 1e-9)))
 
 
 def workspace(op: str, problem: ConvProblem, config: dict[str, Any]) -> int:

@@ -18,6 +18,7 @@ import numpy as np
 from fastconv.backends.raw import args
 from fastconv.backends.raw.conv_steps import (
     LARGEST_GRID,
+    Offer,
     Operands,
     Step,
     blocks_for,
@@ -39,6 +40,9 @@ LEAST_STEPS = 16  # of a part of the pixels
 
 #: Bytes that one element of the sum's dtype has, and the name of the kernels' element type.
 ELEMENTS = {"float16": ("f16", 2), "bfloat16": ("bf16", 2)}
+#: 16-bit products with float32 sums for one of FMA, by compute capability (NVIDIA's data sheets); 4 elsewhere.
+DENSE_GAIN = {75: 8, 80: 16, 90: 15, 100: 28}
+BYTE, LAUNCH = 8, 5e7  # what a byte of device memory, and a launch, cost in multiply-adds at the full rate of FMA
 #: Where bf16 products are more than six times as many as float32's FMA, so that the split pays.
 SPLIT_PAYS = (80, 90, 100)
 
@@ -87,8 +91,8 @@ def itemsize(problem: ConvProblem) -> int:
     return 4 if problem.dtype == "float32" else 2
 
 
-def offer(op: str, problem: ConvProblem, properties: Properties) -> tuple[dict[str, Any], str] | None:
-    """The config for a problem, or None for one that other algorithms serve better."""
+def offer(op: str, problem: ConvProblem, properties: Properties) -> Offer | None:
+    """The config for a problem and its cost, or None where there is no such product on the device or no tile for it."""
     element = element_of(problem, properties)
     M, C = per_group(op, problem)
     least = LEAST_CHANNELS if problem.groups == 1 else LEAST_GROUP
@@ -103,7 +107,9 @@ def offer(op: str, problem: ConvProblem, properties: Properties) -> tuple[dict[s
     if tile is None or images == 0:
         return None
     config = {"element": element, "tile": str(tile), "images": images}
-    return (config | {"parts": parts} if op == "conv_wgrad" else config), WHY[element]
+    if op == "conv_wgrad":
+        config["parts"] = parts
+    return Offer(config, WHY[element], cost(op, problem, element, tile, parts, properties))
 
 
 WHY = {
@@ -112,6 +118,23 @@ WHY = {
     "Tf32": "dense: factors rounded to 11 bits, as was asked for, on tensor cores",
     "Ieee": "dense: float32 as three bfloat16 on tensor cores, to the accuracy of float32 sums",
 }
+
+
+def cost(op: str, problem: ConvProblem, element: str, tile: Tile, parts: int, properties: Properties) -> float:
+    """Multiply-adds of whole tiles at what the tensor cores do for one of FMA, and the bytes and launches of packing."""
+    M, C = per_group(op, problem)
+    taps, pixels = problem.window.taps, pixels_of(op, problem)
+    rows, columns, summed = (M, C * taps, pixels) if op == "conv_wgrad" else (pixels, M, C * taps)
+    if op == "conv_dgrad":  # each residue meets its own share of the taps
+        summed = -(-summed // math.prod(problem.window.stride))
+    blocks = -(-rows // tile.rows) * -(-columns // tile.columns) * problem.groups * parts
+    busy = min(1.0, blocks / (properties.sms * tile.resident))
+    step = 64 // itemsize(problem)
+    products = blocks // parts * tile.rows * tile.columns * -(-summed // step) * step
+    gain = DENSE_GAIN.get(properties.capability, 4) / {"Tf32": 2, "Ieee": 6}.get(element, 1)
+    packed = problem.layout == "NCHW" or problem.C % (step // 4) or problem.K % (step // 4)
+    moved = 2 * (problem.N * image_bytes(op, problem) + weight_bytes(op, problem, parts)) if packed else 0
+    return products / (gain * tile.efficiency * busy) + BYTE * moved + (2 * LAUNCH if packed else 0)
 
 
 def stages_of(op: str, element: str) -> int:
@@ -493,4 +516,9 @@ def claims(instance: Instance) -> dict[str, Any]:
     if instance.file == PACK_FILE:
         return {}
     sass = ("HMMA", "STG.128") if instance.file == GATHER_FILE else ("HMMA",)
-    return {"sass": sass, "least": least_architecture(instance)}
+    return {"sass": sass}
+
+
+def compiles_for(instance: Instance, capability: int) -> bool:
+    """Whether an architecture has an instance's matrix instructions."""
+    return capability >= least_architecture(instance)

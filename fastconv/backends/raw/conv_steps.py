@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -26,6 +27,18 @@ ITEMSIZE = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8, "int32": 4}
 #: Bytes of a sum.
 SUMSIZE = {"float16": 4, "bfloat16": 4, "float32": 4, "float64": 8, "int32": 4}
 FAR = 2**62  # the stride of an axis that is never walked along
+
+
+class Offer(NamedTuple):
+    """That an algorithm takes a problem: how, why one would, and what it costs.
+
+    The cost is a rough count, to rank algorithms by: multiply-adds at the full rate of all the device's float units
+    that would take as long.
+    """
+
+    config: dict[str, Any]
+    why: str
+    cost: float
 
 
 @dataclass(frozen=True)
@@ -62,10 +75,14 @@ class Operands:
         """Floats of more than one dtype."""
         return self.types[0] == "Any"
 
-    def channels_inside(self, role: str, axis: int = 1) -> bool:
-        """Whether that axis of channels lies closer together in memory than the last axis in space."""
+    def closer(self, role: str, axis: int, other: int) -> bool:
+        """Whether elements lie closer together along one axis than along another."""
         strides = self.strides[role]
-        return (abs(strides[axis]) or FAR) < (abs(strides[4]) or FAR)
+        return (abs(strides[axis]) or FAR) < (abs(strides[other]) or FAR)
+
+    def channels_inside(self, role: str) -> bool:
+        """Whether channels lie closer together in memory than pixels of a row."""
+        return self.closer(role, 1, 4)
 
     def packs(self, role: str, axis: int, width: int) -> bool:
         """Whether elements along an axis can be moved `width` at a time, wherever along the other axes."""
@@ -147,3 +164,29 @@ def result_of(op: str) -> str:
 def pixels_of(op: str, problem: ConvProblem) -> int:
     """Pixels of the result, or of wgrad's sum."""
     return problem.N * math.prod(problem.size if op == "conv_dgrad" else problem.out)
+
+
+# ---------------------------------------------------------------- the second pass of split sums
+
+SPLIT_POINTERS = {"conv_fprop": (4, 2, 3), "conv_dgrad": (4, 0, 3), "conv_wgrad": (4, 1, 3)}
+
+
+def reduction(op: str, problem: ConvProblem, operands: Operands, splits: int) -> Step:
+    """The launch that adds the parts of a split sum (kernels/cuda/reduce.cu)."""
+    role = result_of(op)
+    dims = problem.dims(role)
+    filled = np.zeros((), args.SPLITS)
+    filled["extent"] = (*dims[:2], *args.lift(dims[2:], 1))
+    filled["stride"] = operands.strides[role]
+    filled["splits"] = splits
+    (filled["bs"],) = operands.strides.get("bias", (0,))
+    filled["bt"] = args.DTYPES.index(operands.dtypes.get("bias", "float32"))
+    filled["activation"] = args.activation(problem)
+    instance = Instance("reduce.cu", "reduce_splits", operands.types[1:])
+    return Step(instance, blocks_for(math.prod(dims)), filled, SPLIT_POINTERS[op])
+
+
+def reductions() -> Iterator[Instance]:
+    """Every instance of the second pass."""
+    for _, result in TYPES.values():
+        yield Instance("reduce.cu", "reduce_splits", (result,))
