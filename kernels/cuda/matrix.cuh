@@ -70,6 +70,43 @@ __device__ inline void mma_f16(float (&d)[4], const uint32_t (&a)[4], uint32_t b
 #endif
 #undef FASTCONV_MMA
 
+// d += a * b, 16 x 8 x 8 of 16-bit elements.
+__device__ inline void mma_f16(float (&d)[4], const uint32_t (&a)[2], uint32_t b) {
+    asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(b));
+}
+
+#if __CUDA_ARCH__ >= 800
+__device__ inline void mma_bf16(float (&d)[4], const uint32_t (&a)[2], uint32_t b) {
+    asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(b));
+}
+
+// 8 x 8 x 4 of float64.
+__device__ inline void mma_f64(double (&d)[2], double a, double b) {
+    asm volatile("mma.sync.aligned.m8n8k4.row.col.f64.f64.f64.f64 {%0, %1}, {%2}, {%3}, {%0, %1};"
+                 : "+d"(d[0]), "+d"(d[1])
+                 : "d"(a), "d"(b));
+}
+
+// 16 x 8 x 32 of bytes, signed or not, summed in int32.
+#define FASTCONV_MMA_INT8(types)                                                                      \
+    asm volatile("mma.sync.aligned.m16n8k32.row.col.s32." types ".s32 "                               \
+                 "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"                     \
+                 : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])                                      \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1))
+template <bool A_SIGNED, bool B_SIGNED>
+__device__ inline void mma_int8(int (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+    if constexpr (A_SIGNED && B_SIGNED) FASTCONV_MMA_INT8("s8.s8");
+    else if constexpr (A_SIGNED) FASTCONV_MMA_INT8("s8.u8");
+    else if constexpr (B_SIGNED) FASTCONV_MMA_INT8("u8.s8");
+    else FASTCONV_MMA_INT8("u8.u8");
+}
+#undef FASTCONV_MMA_INT8
+#endif
+
 // float32 rounded to tf32's 11 bits, ties away from zero.
 __device__ inline uint32_t round_tf32(uint32_t bits) {
     uint32_t rounded;
