@@ -37,6 +37,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import batching, mlir
 
 import fastconv
+from fastconv import dispatch
 from fastconv.arrays import dtype_of
 from fastconv.errors import BackendError
 from fastconv.interop.rules import RESULTS, ROLES, cotangent, execute, lifted
@@ -49,15 +50,9 @@ primitive = Primitive("fastconv")
 primitive.multiple_results = True
 
 
-def bind(op: str, problem: Any, backend: str | None, operands: Sequence[Any]) -> list[Any]:
-    present = tuple(role for role, array in zip(ROLES[op], operands, strict=True) if array is not None)
-    arrays = [array for array in operands if array is not None]
-    return primitive.bind(*arrays, op=op, problem=problem, backend=backend, present=present)
-
-
 def on_arrays(xp: Any, *arrays: Any, op: str, problem: Any, backend: str | None, present: tuple[str, ...]) -> list[Any]:
     """The results of the op on concrete arrays."""
-    given = dict(zip(present, arrays, strict=True))
+    given = dict(zip(present, map(xp.asarray, arrays), strict=True))
     results = execute(op, problem, [given.get(role) for role in ROLES[op]], backend, xp)
     return [xp.asarray(array, dtype) for array, dtype in zip(results, dtypes(op, problem), strict=True)]
 
@@ -69,13 +64,15 @@ def dtypes(op: str, problem: Any) -> list[np.dtype]:
 
 
 def abstract(*arrays: Any, op: str, problem: Any, backend: str | None, present: tuple[str, ...]) -> list[Any]:
+    if backend is not None:
+        dispatch.get(backend)  # an unknown name is refused here, not in the compiled program
     shapes = [problem.shape("y" if role == "indices" else role) for role in RESULTS[op]]
     return [jax.core.ShapedArray(*form) for form in zip(shapes, dtypes(op, problem), strict=True)]
 
 
 def lower_to_callback(context: Any, *values: Any, **parameters: Any) -> Any:
     def callback(*arrays: Any) -> tuple[Any, ...]:
-        return tuple(on_arrays(np, *map(np.asarray, arrays), **parameters))
+        return tuple(on_arrays(np, *arrays, **parameters))
 
     results, _, _ = mlir.emit_python_callback(
         context, callback, None, list(values), context.avals_in, context.avals_out, has_side_effect=False
@@ -159,13 +156,15 @@ batching.primitive_batchers[primitive] = batched
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def run(op: str, problem: Any, backend: str | None, *operands: Any) -> list[Any]:
     """All results of an op."""
-    return bind(op, problem, backend, operands)
+    present = tuple(role for role, array in zip(ROLES[op], operands, strict=True) if array is not None)
+    arrays = [array for array in operands if array is not None]
+    return primitive.bind(*arrays, op=op, problem=problem, backend=backend, present=present)
 
 
 def forward(op: str, problem: Any, backend: str | None, *operands: Any) -> tuple[list[Any], Any]:
     values = [None if operand is None else operand.value for operand in operands]
     wanted = {at: () for at, operand in enumerate(operands) if operand is not None and operand.perturbed}
-    return bind(op, problem, backend, values), (values, wanted)
+    return run(op, problem, backend, *values), (values, wanted)  # differentiable itself, for the next order
 
 
 def backward(op: str, problem: Any, backend: str | None, saved: Any, gradients: Any) -> tuple[Any, ...]:
@@ -192,39 +191,39 @@ def call(op: str, problem: Any, operands: Sequence[Any], backend: str | None) ->
     return (y, *indices) if indices else y
 
 
-conv1d = lifted(fastconv.conv1d, call)
-conv2d = lifted(fastconv.conv2d, call)
-conv3d = lifted(fastconv.conv3d, call)
-conv1d_dgrad = lifted(fastconv.conv1d_dgrad, call)
-conv2d_dgrad = lifted(fastconv.conv2d_dgrad, call)
-conv3d_dgrad = lifted(fastconv.conv3d_dgrad, call)
-conv1d_wgrad = lifted(fastconv.conv1d_wgrad, call)
-conv2d_wgrad = lifted(fastconv.conv2d_wgrad, call)
-conv3d_wgrad = lifted(fastconv.conv3d_wgrad, call)
-conv_transpose1d = lifted(fastconv.conv_transpose1d, call)
-conv_transpose2d = lifted(fastconv.conv_transpose2d, call)
-conv_transpose3d = lifted(fastconv.conv_transpose3d, call)
-max_pool1d = lifted(fastconv.max_pool1d, call)
-max_pool2d = lifted(fastconv.max_pool2d, call)
-max_pool3d = lifted(fastconv.max_pool3d, call)
-avg_pool1d = lifted(fastconv.avg_pool1d, call)
-avg_pool2d = lifted(fastconv.avg_pool2d, call)
-avg_pool3d = lifted(fastconv.avg_pool3d, call)
-lp_pool1d = lifted(fastconv.lp_pool1d, call)
-lp_pool2d = lifted(fastconv.lp_pool2d, call)
-lp_pool3d = lifted(fastconv.lp_pool3d, call)
-adaptive_max_pool1d = lifted(fastconv.adaptive_max_pool1d, call)
-adaptive_max_pool2d = lifted(fastconv.adaptive_max_pool2d, call)
-adaptive_max_pool3d = lifted(fastconv.adaptive_max_pool3d, call)
-adaptive_avg_pool1d = lifted(fastconv.adaptive_avg_pool1d, call)
-adaptive_avg_pool2d = lifted(fastconv.adaptive_avg_pool2d, call)
-adaptive_avg_pool3d = lifted(fastconv.adaptive_avg_pool3d, call)
-max_unpool1d = lifted(fastconv.max_unpool1d, call)
-max_unpool2d = lifted(fastconv.max_unpool2d, call)
-max_unpool3d = lifted(fastconv.max_unpool3d, call)
-global_max_pool = lifted(fastconv.global_max_pool, call)
-global_avg_pool = lifted(fastconv.global_avg_pool, call)
-global_lp_pool = lifted(fastconv.global_lp_pool, call)
+conv1d = lifted(fastconv.conv1d, call, jnp.asarray)
+conv2d = lifted(fastconv.conv2d, call, jnp.asarray)
+conv3d = lifted(fastconv.conv3d, call, jnp.asarray)
+conv1d_dgrad = lifted(fastconv.conv1d_dgrad, call, jnp.asarray)
+conv2d_dgrad = lifted(fastconv.conv2d_dgrad, call, jnp.asarray)
+conv3d_dgrad = lifted(fastconv.conv3d_dgrad, call, jnp.asarray)
+conv1d_wgrad = lifted(fastconv.conv1d_wgrad, call, jnp.asarray)
+conv2d_wgrad = lifted(fastconv.conv2d_wgrad, call, jnp.asarray)
+conv3d_wgrad = lifted(fastconv.conv3d_wgrad, call, jnp.asarray)
+conv_transpose1d = lifted(fastconv.conv_transpose1d, call, jnp.asarray)
+conv_transpose2d = lifted(fastconv.conv_transpose2d, call, jnp.asarray)
+conv_transpose3d = lifted(fastconv.conv_transpose3d, call, jnp.asarray)
+max_pool1d = lifted(fastconv.max_pool1d, call, jnp.asarray)
+max_pool2d = lifted(fastconv.max_pool2d, call, jnp.asarray)
+max_pool3d = lifted(fastconv.max_pool3d, call, jnp.asarray)
+avg_pool1d = lifted(fastconv.avg_pool1d, call, jnp.asarray)
+avg_pool2d = lifted(fastconv.avg_pool2d, call, jnp.asarray)
+avg_pool3d = lifted(fastconv.avg_pool3d, call, jnp.asarray)
+lp_pool1d = lifted(fastconv.lp_pool1d, call, jnp.asarray)
+lp_pool2d = lifted(fastconv.lp_pool2d, call, jnp.asarray)
+lp_pool3d = lifted(fastconv.lp_pool3d, call, jnp.asarray)
+adaptive_max_pool1d = lifted(fastconv.adaptive_max_pool1d, call, jnp.asarray)
+adaptive_max_pool2d = lifted(fastconv.adaptive_max_pool2d, call, jnp.asarray)
+adaptive_max_pool3d = lifted(fastconv.adaptive_max_pool3d, call, jnp.asarray)
+adaptive_avg_pool1d = lifted(fastconv.adaptive_avg_pool1d, call, jnp.asarray)
+adaptive_avg_pool2d = lifted(fastconv.adaptive_avg_pool2d, call, jnp.asarray)
+adaptive_avg_pool3d = lifted(fastconv.adaptive_avg_pool3d, call, jnp.asarray)
+max_unpool1d = lifted(fastconv.max_unpool1d, call, jnp.asarray)
+max_unpool2d = lifted(fastconv.max_unpool2d, call, jnp.asarray)
+max_unpool3d = lifted(fastconv.max_unpool3d, call, jnp.asarray)
+global_max_pool = lifted(fastconv.global_max_pool, call, jnp.asarray)
+global_avg_pool = lifted(fastconv.global_avg_pool, call, jnp.asarray)
+global_lp_pool = lifted(fastconv.global_lp_pool, call, jnp.asarray)
 
 __all__ = [
     "adaptive_avg_pool1d",

@@ -56,11 +56,14 @@ LEFT_OUT = frozenset(("out", "activation", "backend"))
 # ---------------------------------------------------------------- forward
 
 
-def lifted(function: Callable[..., Any], run: Callable[..., Any]) -> Callable[..., Any]:
+def lifted(
+    function: Callable[..., Any], run: Callable[..., Any], admit: Callable[[Any], Any] = lambda array: array
+) -> Callable[..., Any]:
     """A public function for another library's arrays; traced ones will do, of which only shape and dtype are known.
 
     Arguments and errors are those of `function`, but for ``out=``, as the arrays of these libraries do not change,
-    and ``activation=``, as their own functions have all derivatives. ``run(op, problem, operands, backend)`` computes.
+    and ``activation=``, as their own functions have all derivatives. ``run(op, problem, operands, backend)`` computes;
+    `admit` makes what has a shape and a dtype an array of the library.
     """
     signature = inspect.signature(function)
     known = signature.replace(parameters=[p for name, p in signature.parameters.items() if name not in LEFT_OUT])
@@ -70,8 +73,9 @@ def lifted(function: Callable[..., Any], run: Callable[..., Any]) -> Callable[..
         given = {}
         for name, value in bound.arguments.items():
             if name in ARRAYS and hasattr(value, "shape") and hasattr(value, "dtype"):
-                bound.arguments[name] = stand_in = np.broadcast_to(np.empty((), value.dtype), value.shape)
-                given[id(stand_in)] = value
+                array = admit(value)
+                bound.arguments[name] = stand_in = np.broadcast_to(np.empty((), array.dtype), array.shape)
+                given[id(stand_in)] = array
         request = function(*bound.args, **bound.kwargs, backend=Inquiry(backend))
         operands = [None if array is None else given[id(array)] for array in request.operands.arrays]
         return run(request.op, request.problem, operands, backend)
