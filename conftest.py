@@ -3,4 +3,6 @@
 from importlib.util import find_spec
 
 LIBRARIES = {"autograd": "autograd", "dask": "dask", "jax": "jax"}
-collect_ignore = [f"fastconv/interop/{module}.py" for module, library in LIBRARIES.items() if find_spec(library) is None]
+collect_ignore = [
+    f"fastconv/interop/{module}.py" for module, library in LIBRARIES.items() if find_spec(library) is None
+]

@@ -139,7 +139,8 @@ def test_every_other_pooling_equals_fastconv():
         "adaptive_max_pool2d": ((2, 3),), "adaptive_avg_pool2d": (2,), "lp_pool2d": (2, 2), "global_max_pool": (),
         "global_avg_pool": (), "global_lp_pool": (),
     }.items():  # fmt: skip
-        exact(jax.jit(lambda x, f=getattr(fc, name), a=arguments: f(x, *a))(x), getattr(fastconv, name)(x, *arguments))
+        ours = jax.jit(lambda x, name=name, arguments=arguments: getattr(fc, name)(x, *arguments))
+        exact(ours(x), getattr(fastconv, name)(x, *arguments))
 
 
 # ---------------------------------------------------------------- orders of derivatives
@@ -153,7 +154,7 @@ LAST = X2.transpose(0, 2, 3, 1)
 
 SMOOTH = {
     "conv1d": (lambda x, w, b: fc.conv1d(x, w, b, stride=2, padding=1), (X1, W1, B)),
-    "conv2d": (lambda x, w, b: fc.conv2d(x, w, b, stride=(2, 1), padding=((1, 0), (1, 1)), dilation=(1, 2)), (X2, W2, B)),
+    "conv2d": (lambda x, w, b: fc.conv2d(x, w, b, (2, 1), ((1, 0), (1, 1)), (1, 2)), (X2, W2, B)),
     "conv3d": (lambda x, w: fc.conv3d(x, w, padding="same"), (X3, W3)),
     "groups": (lambda x, w: fc.conv2d(x, w, groups=2), (X2, W2[:, :1])),
     "NHWC": (lambda x, w: fc.conv2d(x, w, padding=1, layout="NHWC"), (LAST, W2.transpose(2, 3, 1, 0))),
@@ -240,11 +241,11 @@ VMAPPED = {
     "unbatched w": (lambda x, w: fc.conv2d(x, w, layout="NHWC"), [(5, 5, 4), (3, 3, 3, 4, 6)], (None, 0)),
     "dgrad": (lambda dy, w: fc.conv1d_dgrad(dy, w, (2, 4, 7)), [(3, 2, 6, 5), (6, 4, 3)], (0, None)),
     "wgrad": (lambda dy, x: fc.conv1d_wgrad(dy, x, (6, 4, 3)), [(3, 2, 6, 5), (2, 4, 7)], (0, None)),
-    "wgrad NHWC": (lambda dy, x: fc.conv1d_wgrad(dy, x, (3, 4, 6), layout="NHWC"), [(3, 2, 5, 6), (3, 2, 7, 4)], (0, 0)),
+    "wgrad NHWC": (lambda g, x: fc.conv1d_wgrad(g, x, (3, 4, 6), layout="NHWC"), [(3, 2, 5, 6), (3, 2, 7, 4)], (0, 0)),
     "transpose": (lambda x, w, b: fc.conv_transpose1d(x, w, b, 2), [(3, 2, 4, 5), (3, 4, 6, 3), (3, 6)], (0, 0, 0)),
     "indices": (lambda x: fc.max_pool2d(x, 2, return_indices=True), [(2, 3, 4, 6, 6)], (1,)),
     "pool": (lambda x: fc.avg_pool2d(x, 3, 2, 1, layout="NHWC"), [(6, 6, 4, 3)], (3,)),
-    "max_dgrad": (lambda x, dy: jax.vjp(lambda x: fc.max_pool1d(x, 2), x)[1](dy)[0], [(2, 4, 6), (3, 2, 4, 3)], (None, 0)),
+    "max_dgrad": (lambda x, g: jax.vjp(lambda x: fc.max_pool1d(x, 2), x)[1](g)[0], [(2, 4, 6), (3, 2, 4, 3)], (None, 0)),
 }  # fmt: skip
 
 
