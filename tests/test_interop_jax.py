@@ -245,7 +245,7 @@ VMAPPED = {
     "transpose": (lambda x, w, b: fc.conv_transpose1d(x, w, b, 2), [(3, 2, 4, 5), (3, 4, 6, 3), (3, 6)], (0, 0, 0)),
     "indices": (lambda x: fc.max_pool2d(x, 2, return_indices=True), [(2, 3, 4, 6, 6)], (1,)),
     "pool": (lambda x: fc.avg_pool2d(x, 3, 2, 1, layout="NHWC"), [(6, 6, 4, 3)], (3,)),
-    "max_dgrad": (lambda x, g: jax.vjp(lambda x: fc.max_pool1d(x, 2), x)[1](g)[0], [(2, 4, 6), (3, 2, 4, 3)], (None, 0)),
+    "max grad": (lambda x, g: jax.vjp(lambda x: fc.max_pool1d(x, 2), x)[1](g)[0], [(2, 4, 6), (3, 2, 4, 3)], (None, 0)),
 }  # fmt: skip
 
 

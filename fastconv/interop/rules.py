@@ -51,22 +51,25 @@ ADJOINT: dict[tuple[str, str], tuple[str | None, ...]] = {
 }
 
 ARRAYS = frozenset(("x", "w", "bias", "dy", "y", "indices"))  # the parameters that are arrays
-LEFT_OUT = frozenset(("out", "activation", "backend"))
 
 # ---------------------------------------------------------------- forward
 
 
 def lifted(
-    function: Callable[..., Any], run: Callable[..., Any], admit: Callable[[Any], Any] = lambda array: array
+    function: Callable[..., Any],
+    run: Callable[..., Any],
+    admit: Callable[[Any], Any] = lambda array: array,
+    left_out: tuple[str, ...] = (),
 ) -> Callable[..., Any]:
     """A public function for another library's arrays; traced ones will do, of which only shape and dtype are known.
 
     Arguments and errors are those of `function`, but for ``out=``, as the arrays of these libraries do not change,
-    and ``activation=``, as their own functions have all derivatives. ``run(op, problem, operands, backend)`` computes;
-    `admit` makes what has a shape and a dtype an array of the library.
+    ``activation=``, as they have functions of their own for it, and what is `left_out`. `admit` makes an argument with
+    a shape and a dtype an array of the library, and ``run(op, problem, operands, backend)`` computes.
     """
     signature = inspect.signature(function)
-    known = signature.replace(parameters=[p for name, p in signature.parameters.items() if name not in LEFT_OUT])
+    gone = {"out", "activation", "backend", *left_out}
+    known = signature.replace(parameters=[p for name, p in signature.parameters.items() if name not in gone])
 
     def call(*args: Any, backend: str | None = None, **kwargs: Any) -> Any:
         bound = known.bind(*args, **kwargs)
@@ -74,7 +77,7 @@ def lifted(
         for name, value in bound.arguments.items():
             if name in ARRAYS and hasattr(value, "shape") and hasattr(value, "dtype"):
                 array = admit(value)
-                bound.arguments[name] = stand_in = np.broadcast_to(np.empty((), array.dtype), array.shape)
+                bound.arguments[name] = stand_in = like(array)
                 given[id(stand_in)] = array
         request = function(*bound.args, **bound.kwargs, backend=Inquiry(backend))
         operands = [None if array is None else given[id(array)] for array in request.operands.arrays]
@@ -82,8 +85,13 @@ def lifted(
 
     call.__name__ = call.__qualname__ = function.__name__
     call.__signature__ = known  # type: ignore[attr-defined]
-    call.__doc__ = f"`fastconv.{function.__name__}`, with gradients to any order."
+    call.__doc__ = f"`fastconv.{function.__name__}`; see the module's description for what differs."
     return call
+
+
+def like(array: Any) -> np.ndarray:
+    """A NumPy array of that shape and dtype, without memory of its own."""
+    return np.broadcast_to(np.empty((), array.dtype), array.shape)
 
 
 def execute(op: str, problem: Any, operands: Sequence[Any], backend: str | None, xp: Any) -> tuple[Any, ...]:
