@@ -66,12 +66,15 @@ class Axis(NamedTuple):
     low: int
     high: int
 
+    @property
+    def partial(self) -> bool:
+        """Whether the last window reaches beyond the padding; it fits into no problem without the one before it."""
+        return (self.total - 1) * self.stride - self.low + self.extent > self.size + self.high
+
     def outputs(self, chunks: Ints) -> list[Range]:
         """The outputs in runs, one for each chunk that some windows begin in; the first has those that begin before."""
-        ends = [
-            min(max(0, -(-(bound + self.low) // self.stride)), self.total) for bound in itertools.accumulate(chunks)
-        ]
-        return between([*ends[:-1], self.total])
+        ends = [max(0, -(-(bound + self.low) // self.stride)) for bound in itertools.accumulate(chunks)]
+        return between([*(end for end in ends[:-1] if end < self.total - self.partial), self.total])
 
     def inputs(self, chunks: Ints) -> list[Range]:
         """The cells in runs, one for each chunk of outputs: up to where the next chunk's first window begins."""
@@ -93,7 +96,9 @@ class Axis(NamedTuple):
     def readers(self, cells: Range) -> Range:
         """The outputs whose windows meet a run of cells."""
         first = max(0, -(-(cells[0] + self.low - self.extent + 1) // self.stride))
-        return first, max(first, min((cells[1] - 1 + self.low) // self.stride + 1, self.total))
+        last = max(first, min((cells[1] - 1 + self.low) // self.stride + 1, self.total))
+        alone = self.partial and (first, last) == (self.total - 1, self.total)
+        return first - alone, last
 
 
 def between(ends: Sequence[int]) -> list[Range]:
@@ -275,23 +280,18 @@ class Plan:
             extents["bias"] = (extents["K"], *problem.bias[1:])
         return replace(problem, size=size, window=replace(problem.window, pad=pads), **extents)
 
-    def build(self, name: str, axes: Sequence[Label], block: Callable[..., Any], summed: int = 0) -> da.Array:
-        """A Dask array with axes for these labels; ``block(part, place)`` is the function that a block is made by.
-
-        Along the first `summed` axes its blocks are one thick.
-        """
+    def build(self, name: str, axes: Sequence[Label], block: Callable[..., Any], chunks: Sequence[Ints]) -> da.Array:
+        """A Dask array with axes for these labels; ``block(part, place)`` is the function that a block is made by."""
         sources = list(self.operands.values())
         name = f"{name}-{tokenize(name, self.problem, [array.name for array in sources], *self.settings)}"
         graph: dict[Any, Any] = {}
-        for index in itertools.product(*(range(len(self.chunks[label])) for label in axes)):
+        for index in itertools.product(*(range(len(each)) for each in chunks)):
             place = dict(zip(axes, index, strict=True))
             keys = [
                 (array.name, *(place.get(label, 0) for label in labels(self.problem, role)))
                 for role, array in self.operands.items()
             ]
             graph[(name, *index)] = (block(self.part(place), place), *keys)
-        chunks = [self.chunks[label] for label in axes]
-        chunks[:summed] = [(1,) * len(each) for each in chunks[:summed]]
         return built(name, graph, sources, chunks, arrays.dtype_of(self.problem.dtype))
 
 
@@ -350,14 +350,22 @@ def fprop(op: str, plan: Plan) -> da.Array:
         runs = windows.outputs(plan.chunks_of("x", axis))
         plan.chunks[axis] = lengths(runs)
         plan.halo("x", axis, plan.reads(axis, windows, runs))
-    return plan.build(op, labels(plan.problem, "y"), lambda part, place: partial(on_block, op, part, *plan.settings))
+    axes = labels(plan.problem, "y")
+
+    def block(part: Any, place: dict[Label, int]) -> Any:
+        return partial(on_block, op, part, *plan.settings)
+
+    return plan.build(op, axes, block, [plan.chunks[label] for label in axes])
 
 
 def dgrad(op: str, plan: Plan) -> da.Array:
     """A block of dx from the dy of all windows that meet it: computed where these reach, and cut to the block."""
     fix_channels(plan, "K")
     plan.keep("y", "N")
-    plan.keep(*(("w", "C") if "w" in plan.operands else ("y", "C")))
+    if getattr(plan.problem, "groups", 1) > 1:
+        plan.chunks["C"] = (plan.problem.C,)
+    else:
+        plan.keep(*(("w", "C") if "w" in plan.operands else ("y", "C")))
     cells = []
     for axis, windows in enumerate(axes_of(plan.problem)):
         bounds = itertools.accumulate(plan.chunks_of("x", axis)) if "x" in plan.operands else ()
@@ -375,7 +383,7 @@ def dgrad(op: str, plan: Plan) -> da.Array:
         cut = tuple(cells[label][place[label]] if isinstance(label, int) else None for label in axes)
         return partial(dgrad_block, op, part, *plan.settings, cut)
 
-    return plan.build(op, axes, block)
+    return plan.build(op, axes, block, [plan.chunks[label] for label in axes])
 
 
 def dgrad_block(op: str, part: Any, backend: str | None, threads: int, cut: tuple[Any, ...], *blocks: Any) -> Any:
@@ -419,7 +427,11 @@ def wgrad(op: str, plan: Plan) -> da.Array:
     def block(part: Any, place: dict[Label, int]) -> Any:
         return partial(wgrad_block, op, part, *plan.settings, len(summed))
 
-    parts = plan.build(op, [*summed, *labels(plan.problem, "w")], block, len(summed))
+    axes = labels(plan.problem, "w")
+    thick = {"C": tuple(n // plan.problem.groups for n in plan.chunks["C"])}
+    chunks = [(1,) * len(plan.chunks[label]) for label in summed]
+    chunks += [thick.get(label, plan.chunks[label]) for label in axes]
+    parts = plan.build(op, [*summed, *axes], block, chunks)
     return parts.sum(tuple(range(len(summed)))).astype(arrays.dtype_of(dtype))
 
 
