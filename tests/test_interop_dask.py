@@ -34,13 +34,12 @@ def integers(rng, shape, dtype=np.float64):
 
 
 def chunked(rng, array, tiny=False):
-    """The array in random, uneven chunks along every axis, of single cells among them."""
-    chunks = []
-    for n in array.shape:
-        ends = (
-            rng.choice(np.arange(1, n), min(n - 1, n if tiny else rng.integers(0, 4)), replace=False) if n > 1 else []
-        )
-        chunks.append(tuple(int(c) for c in np.diff([0, *sorted(ends), n])))
+    """The array in random, uneven chunks along every axis, a few hundred at most; `tiny`: along one, of single cells."""
+    chunks, single = [], rng.integers(1, array.ndim) if tiny and array.ndim < 5 else None
+    for axis, n in enumerate(array.shape):
+        cuts = min(n - 1, rng.integers(0, 3 if array.ndim < 5 else 2))
+        ends = rng.choice(np.arange(1, n), cuts, replace=False) if n > 1 else []
+        chunks.append((1,) * n if axis == single else tuple(int(c) for c in np.diff([0, *sorted(ends), n])))
     return da.from_array(array, chunks=tuple(chunks))
 
 
