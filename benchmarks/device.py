@@ -8,7 +8,6 @@ the few things that a CUDA library does for it (`Stream`; the real ones are in `
 from __future__ import annotations
 
 import ctypes
-import gc
 import statistics
 import time
 from collections.abc import Callable
@@ -71,7 +70,6 @@ class Host:
 
     def memory(self) -> int | None:
         """Of the process, after giving back what its allocator keeps (Linux)."""
-        gc.collect()
         try:
             ctypes.CDLL(None).malloc_trim(0)
             Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew: proc(5)
@@ -150,6 +148,8 @@ class Stream(Protocol):
 
 #: Calls in a recorded graph: enough that the launch of the graph is a small part of it.
 COPIES = 20
+#: A host that takes more than this share of the time between two marks is what they measure.
+STARVED = 0.8
 
 
 class Queue:
@@ -164,14 +164,14 @@ class Queue:
 
     def block(self, call: Call, count: int, cold: bool) -> Block:
         block = self._marked(call, count, self.stream.flush if cold else None)
-        starved = statistics.median(block.host) >= statistics.median(block.seconds)
+        starved = statistics.median(block.host) > STARVED * statistics.median(block.seconds)
         return self._replayed(call, count, block) if starved else block
 
     def _marked(self, call: Call, count: int, before: Call | None) -> Block:
         stream, clock = self.stream, time.perf_counter
         marks, host, result = [], [], None
         stream.wait()
-        for _ in range(count):
+        for _ in range(count + 1):
             if before is not None:
                 before()
             start = stream.mark()
@@ -180,7 +180,8 @@ class Queue:
             host.append(clock() - begin)
             marks.append((start, stream.mark()))
         stream.wait()
-        return Block([stream.between(*pair) for pair in marks], host, result)
+        # The first call found the queue empty, and its marks lie around its launch: it does not count.
+        return Block([stream.between(*pair) for pair in marks[1:]], host[1:], result)
 
     def _replayed(self, call: Call, count: int, block: Block) -> Block:
         """The device's own time of a call that is shorter than its launch: caches are warm here."""
