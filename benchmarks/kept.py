@@ -48,7 +48,7 @@ def keep(doc: Document) -> Path:
     return path
 
 
-def runs(folder: Path = RESULTS) -> dict[str, Document]:
+def runs(folder: Path) -> dict[str, Document]:
     """Every kept run by its file's name, the newest first."""
     found = {path.name: load(path) for path in folder.glob("*.json")}
     return dict(sorted(found.items(), key=lambda pair: (pair[1]["environment"]["date"], pair[0]), reverse=True))
@@ -161,7 +161,7 @@ def with_figures(text: str, shown: str) -> str:
 
 def write() -> None:
     """Both pages."""
-    found = runs()
+    found = runs(RESULTS)
     (RESULTS / "README.md").write_text(page(found), encoding="utf-8")
     README.write_text(with_figures(README.read_text("utf-8"), figures(found)), encoding="utf-8")
 

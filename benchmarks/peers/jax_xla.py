@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -41,9 +42,7 @@ class Jax(Contestant):
         operand[:] = self.place(case, role, array)
 
     def bind(self, case: Case, given: Sequence[list[Any]]) -> Job:
-        import jax
-
-        solve = jax.jit(_function(case))
+        solve = _compiled(case)
 
         def run() -> Any:
             return solve(*(box[0] for box in given)).block_until_ready()
@@ -55,6 +54,14 @@ class JaxCuda(Jax):
     """On a GPU. XLA runs on a stream of its own, that no mark can be put in."""
 
     platform, clock = "cuda", ", by the clock on the wall, caches warm"
+
+
+@lru_cache(maxsize=1)
+def _compiled(case: Case) -> Callable[..., Any]:
+    """Compiled when it is first called; other data does not compile anew."""
+    import jax
+
+    return jax.jit(_function(case))
 
 
 def _function(case: Case) -> Callable[..., Any]:
