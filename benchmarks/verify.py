@@ -69,7 +69,7 @@ class Part:
 
     def __str__(self) -> str:
         kind = "filters" if self.case.op == "conv_wgrad" else "images"
-        axis, indices = next(iter(self.where.values()))
+        _, indices = next(iter(self.where.values()))
         return f"{len(indices)} {kind}"
 
 

@@ -116,7 +116,7 @@ def _add_bench(commands: Any) -> None:
     add("--backend", type=words, metavar="A,B",
         help="backends; the first is compared with the others (default: cpu, with --gpu raw,numba)")  # fmt: skip
     add("--peers", type=words, default=(), metavar="A,B",
-        help="libraries to run beside it: torch, onnxruntime, jax, scipy, cupy, numpy, autograd, mygrad, or all")  # fmt: skip
+        help="to run beside it: torch, onnxruntime, jax, scipy, cupy, numpy, autograd, mygrad, or all")  # fmt: skip
     add("--threads", type=positive(int), help="threads of each library (default: its own choice)")
     add("--budget", type=positive(float), metavar="SECONDS",
         help="begin no further case after this time; the heaviest come first, what was skipped is reported "
@@ -128,7 +128,7 @@ def _add_bench(commands: Any) -> None:
         "--keep", action="store_true", help="write the results into benchmarks/results/ too, and the pages made of them"
     )
     add("--compare", type=Path, nargs=2, metavar=("OLD", "NEW"),
-        help="run nothing: what became faster and slower from one JSON file to the other, as table and HTML")  # fmt: skip
+        help="run nothing: what became faster or slower from one file to the other, as table and HTML")  # fmt: skip
 
 
 def _add_selftest(commands: Any) -> None:

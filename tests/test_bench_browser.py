@@ -165,7 +165,8 @@ def test_tables_sort(browser, pages):
     column = """
         (() => { const table = document.querySelector("table.rows"); const place = 2;
           table.tHead.rows[0].cells[place].click();
-          return [...table.tBodies[0].rows].map(row => parseFloat(row.cells[place].querySelector("[data-value]").dataset.value));
+          const value = row => parseFloat(row.cells[place].querySelector("[data-value]").dataset.value);
+          return [...table.tBodies[0].rows].map(value);
         })()"""
     up, down = browser.run(column), browser.run(column)
     assert up == sorted(up)

@@ -123,13 +123,15 @@ def replknet_31b() -> Walk:
 LIGHT = (
     Suite("mobilenetv2", "MobileNetV2 (Sandler and others 2018, table 2), 224x224x3.", lambda: [mobilenet_v2()]),
     Suite("mobilenetv3", """
-MobileNetV3-Large (Howard and others 2019, table 1), 224x224x3, with the 1x1 convolutions of its squeeze-and-excitation.""",
+MobileNetV3-Large (Howard and others 2019, table 1), 224x224x3, with the 1x1 convolutions of its
+squeeze-and-excitation.""",
           lambda: [mobilenet_v3()]),
     Suite("efficientnet", """
 EfficientNet-B0 (Tan, Le 2019, table 1), 224x224x3, with the 1x1 convolutions of its squeeze-and-excitation.""",
           lambda: [efficientnet_b0()]),
     Suite("convnext", """
-ConvNeXt-T (Liu and others 2022), 224x224x3. "expand" and "project" are linear layers there, which are 1x1 convolutions.""",
+ConvNeXt-T (Liu and others 2022), 224x224x3. "expand" and "project" are linear layers there, which are 1x1
+convolutions.""",
           lambda: [convnext_tiny()]),
     Suite("replknet", """
 RepLKNet-31B (Ding, Zhang, Han, Ding 2022), 224x224x3, its 5x5 branches merged into the large kernels.""",

@@ -13,7 +13,7 @@ from fastconv.problem import ConvProblem, SignalProblem
 
 
 class Autograd(Contestant):
-    """`autograd.scipy.signal.convolve` over the spatial axes, summed over the channels; it flips, so filters come flipped."""
+    """`autograd.scipy.signal.convolve` over the spatial axes, summed over channels; filters come flipped, as it flips."""
 
     def version(self) -> str:
         try:

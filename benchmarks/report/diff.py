@@ -54,7 +54,7 @@ def _plot(found: Comparison, width: float) -> str:
     svg.line(x.start, y(1), x.end, y(1), "one")
     for place, change in enumerate(changes):
         tip = f"{change.name}: {ratio(change.speedup)}, {change.kind}"
-        svg.dot(x(place), y(change.speedup), 3.5, f"dot {CLASSES[change.kind]}", tip)
+        svg.dot(x(place), y(change.speedup), 3.5, CLASSES[change.kind], tip)
     return str(svg)
 
 

@@ -139,7 +139,7 @@ def _whole(doc: Document) -> str:
 
     headings = ["network", "", "rows", "time", *(f"vs {peer}" for peer in peers)]
     note = "All convolutions and poolings of each network. A ratio is over the rows that both have a time for."
-    return section("Whole networks", table(headings, map(cells, entries), "sortable") if entries else "", note=note)
+    return section("Whole networks", table(headings, map(cells, entries), "sortable", 2) if entries else "", note=note)
 
 
 def _graded(value: float, tip: str) -> str:
@@ -163,7 +163,7 @@ def _summary(doc: Document) -> str:
         return shown
 
     def rows(*scopes: str) -> Iterable[list[str]]:
-        return [cells(entry) for entry in doc["summary"] if entry["scope"] in scopes]
+        return [cells(entry) for scope in scopes for entry in doc["summary"] if entry["scope"] == scope]
 
     against = [f"vs {peer}" for peer in peers]
     kinds = table(["regime", "timed", "of limit", "goal", *against], rows("regime"), "sortable")
@@ -244,12 +244,20 @@ def _ratio(row: dict[str, Any], peer: str) -> str:
 
 def _missing(doc: Document) -> str:
     found = [
-        [escape(entry["contestant"]), escape(entry["status"]), escape(brief(entry["reason"])), escape(entry["cases"])]
+        [escape(entry["contestant"]), escape(entry["status"]), escape(brief(entry["reason"])), _folded(entry["cases"])]
         for entry in problems(doc)
     ]
     if not found:
         return section("Without a time", "<p>Nothing: every case of every contestant was right and timed.</p>")
     return section("Without a time", table(["contestant", "", "why", "where"], found, "wrap", 9))
+
+
+def _folded(cases: str) -> str:
+    """A short list as it is; a long one opens on a click."""
+    names = cases.split(", ")
+    if len(names) <= 3:
+        return escape(cases)
+    return f"<details><summary>{len(names)} rows</summary>{escape(cases)}</details>"
 
 
 def _environment(doc: Document) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fastconv.benchmarks.regimes import GOALS
-from fastconv.benchmarks.report.svg import Scale, Svg, fits, short
+from fastconv.benchmarks.report.svg import Scale, Svg, clipped, column, fits, short
 from fastconv.benchmarks.results import GROUPS, Document
 from fastconv.benchmarks.table import percent, ratio, seconds
 
@@ -51,13 +51,6 @@ def roofline(doc: Document, width: float) -> str:
         [(x(i), y(min(peak, i * bandwidth))) for i in (max(x.low, y.low / bandwidth), max(x.low, ridge), x.high)],
         "roof",
     )
-    svg.text(x.end - 4, y(peak) - 6, f"matrix product {peak:.0f} GFLOP/s", "note", "end")
-    middle = (max(x.low, y.low / bandwidth) * ridge) ** 0.5
-    label, at = f"copy {bandwidth:.0f} GB/s", (x(middle), y(middle * bandwidth))
-    if fits(label, at[0] - x.start):
-        svg.text(at[0] - 10, at[1] - 8, label, "note", "end")
-    else:
-        svg.text(at[0] + 10, at[1] + 16, label, "note")
     for row, i in zip(rows, intensity, strict=True):
         if (peer := best_peer(doc, row)) is not None:
             svg.dot(x(i), y(peer[1]["gflops"]), 3.5, "ring", f"{_name(row)}: {peer[0]} {peer[1]['gflops']:.1f} GFLOP/s")
@@ -65,6 +58,13 @@ def roofline(doc: Document, width: float) -> str:
         mine = subject_of(doc, row)
         tip = f"{_name(row)}: {mine['gflops']:.1f} GFLOP/s, {mine['gbps']:.1f} GB/s, {percent(mine['fraction'])}"
         svg.dot(x(i), y(mine["gflops"]), 4.5, f"dot {colour(row['group'])}", tip)
+    svg.text(x.end - 4, y(peak) - 6, f"matrix product {peak:.0f} GFLOP/s", "note", "end")
+    middle = (max(x.low, y.low / bandwidth) * ridge) ** 0.5
+    label, at = f"copy {bandwidth:.0f} GB/s", (x(middle), y(middle * bandwidth))
+    if fits(label, at[0] - x.start):
+        svg.text(at[0] - 10, at[1] - 8, label, "note", "end")
+    else:
+        svg.text(at[0] + 10, at[1] + 16, label, "note")
     return str(svg)
 
 
@@ -165,14 +165,14 @@ def layers(doc: Document, part: Part, width: float) -> str:
         return ""
     names = list(dict.fromkeys(row["layer"] for row in rows))
     svg = Svg(width, 26 * len(names) + 64, f"layers of {part[1]}")
-    left = min(6.7 * max(map(len, names)) + 14, width * 0.4)
+    left = column(names, width * 0.42)
     x = _rating_scale([rating(doc, row) for row in timed(doc)], left, width - 14)
     bottom = 8 + 26 * len(names)
     _rating_axis(svg, doc, x, bottom)
     for number, name in enumerate(names):
         y = 8 + 26 * number + 13
         svg.line(x.start, y, x.end, y, "track")
-        svg.text(left - 8, y + 4, name, anchor="end")
+        svg.text(left - 8, y + 4, clipped(name, left), anchor="end")
         for row in (row for row in rows if row["layer"] == name):
             value = rating(doc, row)
             shown = ratio(value) if measure_of(doc)[0] == "ratio" else percent(value)
@@ -188,7 +188,7 @@ def means(doc: Document, width: float) -> str:
     if not spans:
         return ""
     svg = Svg(width, 30 * len(spans) + 64, "geometric means per regime")
-    left = min(6.9 * max(len(entry["name"]) for entry, _ in spans) + 12, width * 0.46)
+    left = column((entry["name"] for entry, _ in spans), width * 0.42)
     goals = [goal for entry, _ in spans if (goal := _goal(doc, entry))]
     x = _rating_scale([*(value for _, span in spans for value in span), *goals], left, width - 60)
     _rating_axis(svg, doc, x, 8 + 30 * len(spans))
@@ -196,7 +196,7 @@ def means(doc: Document, width: float) -> str:
         y = 8 + 30 * number + 15
         shown = ratio(mean) if measure_of(doc)[0] == "ratio" else percent(mean)
         kind = regime_colour(doc, entry["name"])
-        svg.text(left - 10, y + 4, entry["name"], anchor="end")
+        svg.text(left - 10, y + 4, clipped(entry["name"], left), anchor="end")
         svg.line(x(low), y, x(high), y, f"range {kind}")
         if goal := _goal(doc, entry):
             svg.line(x(goal), y - 10, x(goal), y + 10, "goal")
