@@ -1,11 +1,15 @@
 """`fastconv bench`: going on with a run, comparing two, keeping one. The measuring itself is made up here."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 
 from fastconv import cli
 from fastconv.benchmarks import kept, results, runner
+from fastconv.benchmarks.cases import build_cases, suite_names
 
 
 @pytest.fixture
@@ -51,11 +55,10 @@ def test_a_run_goes_on(program):
     assert "made with batch None and now 4" in err
 
 
-def test_every_suite(program):
-    status, _, _ = program("--suite", "all")
-    assert status == 0
-    suites = json.loads((program.folder / "run.json").read_text())["settings"]["suites"]
-    assert {"huge", "resnet50", "signal", "deepbench"} < set(suites)
+def test_every_suite():
+    settings, _ = cli._bench_settings(cli.build_parser().parse_args(["bench", "--suite", "all"]))
+    assert settings.suites == tuple(suite_names())
+    assert {"huge", "resnet50", "signal", "deepbench"} < set(settings.suites)
 
 
 def test_comparing(program):
@@ -85,3 +88,22 @@ def test_the_gpu_is_asked_for():
     settings, _ = cli._bench_settings(cli.build_parser().parse_args(["bench", "--gpu", "--peers", "torch"]))
     assert (settings.device, settings.backends, settings.cold) == ("gpu", ("raw", "numba"), True)
     assert settings.contestants() == ["fastconv.raw", "fastconv.numba", "torch-cuda", "torch-cuda-nhwc"]
+
+
+def test_pytest_benchmark_runs_the_same_cases(tmp_path):
+    """Groups are passes of layers; what is refused is skipped; the JSON names problem and algorithm."""
+    pytest.importorskip("pytest_benchmark")
+    root = kept.HERE.parent
+    command = [
+        sys.executable, "-m", "pytest", "-q", str(root / "benchmarks" / "bench_suites.py"), "--suite", "tiny",
+        "--op", "dgrad", "--backend", "reference", "--peers", "numpy", "--benchmark-max-time", "0.001",
+        "--benchmark-min-rounds", "1", "--benchmark-json", str(tmp_path / "found.json"),
+    ]  # fmt: skip
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads((tmp_path / "found.json").read_text())["benchmarks"]
+    cases = {case.name: case for case in build_cases(["tiny"], ("dgrad",))}
+    assert {each["group"] for each in found} == set(cases)
+    assert all(each["extra_info"]["problem"] == str(cases[each["group"]].problem) for each in found)
+    assert {each["params"]["contestant"] for each in found} == {"fastconv.reference", "numpy"}

@@ -61,6 +61,12 @@ TAKES = {
 }
 
 
+#: Libraries that compile each case for a second take fewer of them.
+FEWER = {
+    "jax": ("dense", "strided", "transposed/", "max/", "max_ceil", "max_adaptive", "max_dilated", "avg_", "convolve")
+}
+
+
 def seat_of(name):
     try:
         seat = Seat(name)
@@ -74,6 +80,8 @@ def seat_of(name):
 def test_every_case_is_right_or_refused(name):
     seat = seat_of(name)
     for label, case in CASES.items():
+        if name in FEWER and not label.startswith(FEWER[name]):
+            continue
         if label not in TAKES[name]:
             with pytest.raises(Refused, match=r".{10,}"):
                 seat.prepare(case)

@@ -13,7 +13,7 @@ from fastconv.problem import ConvProblem, SignalProblem
 
 
 class Autograd(Contestant):
-    """`autograd.scipy.signal.convolve` over the spatial axes, summed over channels; filters come flipped, as it flips."""
+    """`autograd.scipy.signal.convolve` over the spatial axes, summed over channels, of filters flipped beforehand."""
 
     def version(self) -> str:
         try:

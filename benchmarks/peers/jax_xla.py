@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
@@ -22,13 +21,13 @@ class Jax(Contestant):
     platform, clock = "cpu", ""
 
     def version(self) -> str:
-        os.environ.setdefault("JAX_PLATFORMS", self.platform)
         try:
             import jax
 
+            devices = jax.devices(self.platform)
+            jax.config.update("jax_default_device", devices[0])
             jax.config.update("jax_enable_x64", True)
             jax.config.update("jax_default_matmul_precision", "highest")
-            devices = jax.devices()
         except (ImportError, RuntimeError) as error:
             raise Absent(f"JAX has no {self.platform} here ({error}): pip install jax") from error
         return f"jax {jax.__version__} (XLA), {devices[0].device_kind}{self.clock}"

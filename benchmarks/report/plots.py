@@ -147,7 +147,7 @@ def _bar(svg: Svg, doc: Document, entry: dict[str, Any], who: str, x: Scale, y: 
 
 def measure_of(doc: Document) -> tuple[str, str]:
     """What layers are rated by: the lead over the best peer, or without peers the share of the limit."""
-    if any(row["ratios"] for row in doc["rows"]):
+    if doc["summary"][-1]["ratios"]:  # the last entry is over all rows
         return "ratio", "times as fast as the best peer (log scale)"
     return "fraction", "share of the limit that binds the layer (log scale)"
 
