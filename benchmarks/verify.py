@@ -5,7 +5,7 @@ answers with what it computed for other data is wrong on it, and its answer ``co
 magnitude that rounding errors are measured by, for both.
 
 Of a case that would take the reference minutes, a part is checked that it can compute alone: the first, the last
-and random images of the batch; of a gradient to weights, which sums over the batch, some filters.
+and random images of the batch, or channels of the result.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from fastconv.arrays import dtype_of
 from fastconv.backends.base import OPS
 from fastconv.benchmarks.cases import Case
 from fastconv.ops.signal import prepare
-from fastconv.problem import ConvProblem, SignalProblem
+from fastconv.problem import ConvProblem, PoolProblem, SignalProblem
 from fastconv.testing import compare
 from fastconv.testing.selftest import FFT_ROUNDINGS
 
@@ -32,6 +32,7 @@ BEFORE, AFTER = 0, 1  # the data set that is timed, and the one that is computed
 
 #: Floating-point operations, and elements, above which a case is checked in part.
 WHOLE_FLOPS, WHOLE_ELEMENTS = 2**35, 2**28
+FEWEST = 3  # images or channels of a part
 PERIOD = 7  # images after which the data of so large a batch repeats itself
 
 
@@ -68,36 +69,48 @@ class Part:
         return np.take(array, indices, axis)
 
     def __str__(self) -> str:
-        kind = "filters" if self.case.op == "conv_wgrad" else "images"
-        _, indices = next(iter(self.where.values()))
-        return f"{len(indices)} {kind}"
+        (axis, indices), *_ = self.where.values()
+        return f"{len(indices)} {'images' if axis == 0 and 'w' not in self.where else 'channels'}"
 
 
 def part(case: Case) -> Part | None:
-    """Which part of a case is checked; None where all of it is."""
+    """Which part of a case is checked; None where all of it is.
+
+    Images of the batch; where there are few, or where the result sums over them, channels of the result with all
+    that they need: filters, of an input's gradient the filters' channels, and whole groups.
+    """
     size = max(case.flops / WHOLE_FLOPS, case.elements / WHOLE_ELEMENTS)
     problem = case.problem
     if size <= 1 or isinstance(problem, SignalProblem):
         return None
-    if case.op == "conv_wgrad":
-        groups = _some(case, problem.groups if problem.groups > 1 else problem.K, size)
-        if problem.groups == 1:
-            smaller = replace(problem, K=len(groups))
-            return Part(replace(case, problem=smaller), {"w": (0, groups), "y": (1, groups)})
+    if case.op != "conv_wgrad" and problem.N >= FEWEST:
+        images = _some(case, problem.N, size)
+        return Part(_smaller(case, N=len(images)), {"x": (0, images), "y": (0, images)})
+    if isinstance(problem, PoolProblem):
+        channels = _some(case, problem.C, size)
+        return Part(_smaller(case, C=len(channels)), {"x": (1, channels), "y": (1, channels)})
+    if problem.groups > 1:
+        groups = _some(case, problem.groups, size)
         filters, channels = (
             (groups[:, None] * width + np.arange(width)).ravel()
             for width in (problem.K // problem.groups, problem.C // problem.groups)
         )
-        smaller = replace(problem, K=len(filters), C=len(channels), groups=len(groups))
-        return Part(replace(case, problem=smaller), {"w": (0, filters), "y": (1, filters), "x": (1, channels)})
-    images = _some(case, problem.N, size)
-    smaller = replace(problem, N=len(images))
-    return Part(replace(case, problem=smaller), {"x": (0, images), "y": (0, images)})
+        smaller = _smaller(case, K=len(filters), C=len(channels), groups=len(groups))
+        return Part(smaller, {"w": (0, filters), "y": (1, filters), "x": (1, channels)})
+    if case.op == "conv_dgrad":
+        channels = _some(case, problem.C, size)
+        return Part(_smaller(case, C=len(channels)), {"w": (1, channels), "x": (1, channels)})
+    filters = _some(case, problem.K, size)
+    return Part(_smaller(case, K=len(filters)), {"w": (0, filters), "y": (1, filters)})
+
+
+def _smaller(case: Case, **changes: int) -> Case:
+    return replace(case, problem=replace(case.problem, **changes))  # type: ignore[arg-type]
 
 
 def _some(case: Case, count: int, size: float) -> Array:
-    """The first, the last and random ones of `count`: as many as the limit allows, but three."""
-    wanted = min(count, max(int(count / size), 3))
+    """The first, the last and random ones of `count`: as many as the limit allows, and a few anyway."""
+    wanted = min(count, max(int(count / size), FEWEST))
     inner = np.random.default_rng(_seed(case) + 1).permutation(np.arange(1, max(count - 1, 1)))
     return np.unique(np.array([0, count - 1, *inner[: max(wanted - 2, 0)]]))
 
