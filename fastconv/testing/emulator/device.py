@@ -239,7 +239,7 @@ class EmulatedDevice:
 
 def _words(value: np.ndarray, name: str) -> Iterator[tuple[str, int]]:
     """The aligned 8-byte integers of an argument, which may be addresses, each with a name for messages."""
-    fields = value.dtype.fields or {}
+    fields: Any = value.dtype.fields or {}
     starts = {offset: f"operand {field}" for field, (_, offset, *_) in fields.items()}
     words = np.frombuffer(value.tobytes(), np.uint64, count=value.nbytes // 8)
     for position, word in enumerate(words.tolist()):
