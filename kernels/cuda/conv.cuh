@@ -70,3 +70,23 @@ template <int PASS> __device__ inline int source(const Conv& a, int axis, int at
     int cell = at * a.stride[axis] + r * a.dilation[axis] - a.pad[axis];
     return uint32_t(cell) < uint32_t(a.size[axis]) ? cell : -1;
 }
+
+// The places of a thread among the pixels [N, Z, P, Q]: `step` pixels further at a time, without division.
+struct Odometer {
+    int64_t n, dn;
+    int at[3], d[3];
+
+    __device__ Odometer(const Conv& a, int64_t first, int64_t step) {
+        for (int axis = 2; axis >= 0; --axis) at[axis] = take(first, a.out[axis]), d[axis] = take(step, a.out[axis]);
+        n = first, dn = step;
+    }
+    __device__ void advance(const Conv& a) {
+        int carry = 0;
+        for (int axis = 2; axis >= 0; --axis) {
+            at[axis] += d[axis] + carry;
+            carry = at[axis] >= a.out[axis];
+            if (carry) at[axis] -= a.out[axis];
+        }
+        n += dn + carry;
+    }
+};

@@ -119,26 +119,6 @@ template <class T, class R, int P> __global__ void __launch_bounds__(256) conv_d
     gather<DGRAD, T, R, P>(a);
 }
 
-// The places of a thread among the pixels [N, Z, P, Q]: `step` pixels further at a time, without division.
-struct Odometer {
-    int64_t n, dn;
-    int at[3], d[3];
-
-    __device__ Odometer(const Conv& a, int64_t first, int64_t step) {
-        for (int axis = 2; axis >= 0; --axis) at[axis] = take(first, a.out[axis]), d[axis] = take(step, a.out[axis]);
-        n = first, dn = step;
-    }
-    __device__ void advance(const Conv& a) {
-        int carry = 0;
-        for (int axis = 2; axis >= 0; --axis) {
-            at[axis] += d[axis] + carry;
-            carry = at[axis] >= a.out[axis];
-            if (carry) at[axis] -= a.out[axis];
-        }
-        n += dn + carry;
-    }
-};
-
 template <class T, class R, int P> __global__ void __launch_bounds__(256) conv_wgrad_direct(const __grid_constant__ Conv a) {
     using A = computed<R>;
     constexpr int B = Shape<T, R, P>::B;

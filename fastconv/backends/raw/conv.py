@@ -20,7 +20,7 @@ from fastconv import tuning
 from fastconv.arrays import dtype_of
 from fastconv.backends.base import OPS, Launch
 from fastconv.backends.raw import conv_depthwise, conv_direct, conv_gemm, device
-from fastconv.backends.raw.conv_steps import Operands, Step, reductions
+from fastconv.backends.raw.conv_steps import THREADS, Operands, Step, reductions
 from fastconv.backends.raw.device import Properties
 from fastconv.compiler.cuda import Instance
 from fastconv.problem import ConvProblem
@@ -143,6 +143,8 @@ def instances() -> Iterator[Instance]:
 
 def claims(instance: Instance) -> dict[str, Any]:
     """What the machine code of an instance must show: "sass" mnemonics, and "registers" at most."""
-    module = next(module for module in ALGORITHMS.values() if f"{module.__name__.rpartition('.')[2]}.cu" == instance.file)
-    found: dict[str, Any] = module.claims(instance)
-    return found
+    for module in ALGORITHMS.values():
+        if instance.file == module.FILE:
+            found: dict[str, Any] = module.claims(instance)
+            return found
+    return {"registers": 65536 // THREADS // 2}

@@ -12,7 +12,6 @@ import numpy as np
 
 from fastconv.arrays import name_of
 from fastconv.backends.raw import args
-from fastconv.backends.raw.device import Grid
 from fastconv.compiler.cuda import Instance
 from fastconv.problem import ConvProblem, Ints
 
@@ -23,9 +22,11 @@ TYPES = {
     "float16": ("f16", "f16"), "bfloat16": ("bf16", "bf16"), "float32": ("float", "float"),
     "float64": ("double", "double"), "int32": ("Byte", "int32_t"),
 }  # fmt: skip
-ITEMSIZE = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8, "int32": 4}
 #: Bytes of a sum.
 SUMSIZE = {"float16": 4, "bfloat16": 4, "float32": 4, "float64": 8, "int32": 4}
+#: Elements of a type in 16 bytes, for the types that have packed instances.
+WIDTHS = {"f16": 8, "bf16": 8, "float": 4}
+RESIDENT = 1024  # threads that keep a multiprocessor busy
 FAR = 2**62  # the stride of an axis that is never walked along
 
 
