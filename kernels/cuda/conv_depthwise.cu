@@ -76,11 +76,11 @@ template <int PASS, class T, class R, int V> __device__ inline void gather(const
     }
 }
 
-template <class T, class R, int V> __global__ void __launch_bounds__(256) conv_fprop_depthwise(const __grid_constant__ Conv a) {
+template <class T, class R, int V> __global__ void __launch_bounds__(256, 2) conv_fprop_depthwise(const __grid_constant__ Conv a) {
     gather<FPROP, T, R, V>(a);
 }
 
-template <class T, class R, int V> __global__ void __launch_bounds__(256) conv_dgrad_depthwise(const __grid_constant__ Conv a) {
+template <class T, class R, int V> __global__ void __launch_bounds__(256, 2) conv_dgrad_depthwise(const __grid_constant__ Conv a) {
     gather<DGRAD, T, R, V>(a);
 }
 

@@ -111,15 +111,15 @@ template <int PASS, class T, class R, int P> __device__ inline void gather(const
     }
 }
 
-template <class T, class R, int P> __global__ void __launch_bounds__(256) conv_fprop_direct(const __grid_constant__ Conv a) {
+template <class T, class R, int P> __global__ void __launch_bounds__(256, 2) conv_fprop_direct(const __grid_constant__ Conv a) {
     gather<FPROP, T, R, P>(a);
 }
 
-template <class T, class R, int P> __global__ void __launch_bounds__(256) conv_dgrad_direct(const __grid_constant__ Conv a) {
+template <class T, class R, int P> __global__ void __launch_bounds__(256, 2) conv_dgrad_direct(const __grid_constant__ Conv a) {
     gather<DGRAD, T, R, P>(a);
 }
 
-template <class T, class R, int P> __global__ void __launch_bounds__(256) conv_wgrad_direct(const __grid_constant__ Conv a) {
+template <class T, class R, int P> __global__ void __launch_bounds__(256, 2) conv_wgrad_direct(const __grid_constant__ Conv a) {
     using A = computed<R>;
     constexpr int B = Shape<T, R, P>::B;
     __shared__ A sums[256][B];

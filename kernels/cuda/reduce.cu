@@ -3,7 +3,7 @@
 // A thread owns elements of the result, the last axis side by side. scratch holds [splits, result in canonical order].
 #include "conv.cuh"
 
-template <class R> __global__ void __launch_bounds__(256) reduce_splits(const __grid_constant__ Splits a) {
+template <class R> __global__ void __launch_bounds__(256, 2) reduce_splits(const __grid_constant__ Splits a) {
     using A = computed<R>;
     const A* parts = static_cast<const A*>(a.scratch);
     const int64_t total = a.extent[0] * a.extent[1] * a.extent[2] * a.extent[3] * a.extent[4];

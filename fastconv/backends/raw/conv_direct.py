@@ -93,4 +93,4 @@ def instances() -> Iterator[Instance]:
 def claims(instance: Instance) -> dict[str, Any]:
     """Packed instances load 16 bytes at a time."""
     packed = instance.args[-1] != "SCALAR"
-    return {"registers": 65536 // THREADS // 3, **({"sass": ("LDG.E.128",)} if packed else {})}
+    return {"registers": 65536 // THREADS // 2, **({"sass": ("LDG.E.128",)} if packed else {})}
