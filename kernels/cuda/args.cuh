@@ -43,3 +43,36 @@ struct Pool {
     int32_t C, adaptive, count_include_pad;
     int32_t size[3], ksize[3], out[3], stride[3], dilation[3], pad[3], pad_high[3];
 };
+
+// conv_mma: one gathering pass, fprop or one residue of a dgrad. a is the source, d the result; C channels are summed
+// and M are written, per group. Along an axis, output o meets source cell o * step + first + t * apart through tap t.
+struct Gather {
+    void *a, *w, *d, *bias;
+    int64_t a0, w0, d0;                          // elements before the first one used
+    int64_t as[5], ws[2], wt[3], wg, ds[5], bs;  // w: strides of m and c, of a tap along each axis, of a group
+    int64_t pixels;                              // of all images
+    int32_t C, M, G, activation, bt;
+    int32_t source[3], out[3], step[3], taps[3], first[3], apart[3];
+    int32_t wide;  // 1: rows of d's channels can be written 16 bytes at a time
+};
+
+// conv_mma_wgrad: C and K are those of a group as x and y have them, Cw and Kw as w has them (fewer, where rows of
+// channels were filled up). The pixels of all images are cut into parts of `part`; a step of the kernel moves a
+// thread's pixel on by `advance_n` images and `advance` outputs along each axis. The sums go to w, or with more
+// parts than one to scratch.
+struct Wgrad {
+    void *x, *w, *y, *scratch;
+    int64_t x0, y0, s0;
+    int64_t xs[5], ws[5], ys[5];
+    int64_t pixels, part, advance_n;
+    int32_t C, K, G, Cw, Kw, parts;
+    int32_t size[3], ksize[3], out[3], stride[3], dilation[3], pad[3], advance[3];
+};
+
+// pack: `pixels` counts those of all images; strides over [N, C, D, H, W].
+struct Packing {
+    void *from, *to;
+    int64_t from0, to0, strides[5], pixels;
+    int32_t C, padded;
+    int32_t extent[3];
+};

@@ -34,6 +34,33 @@ SPLITS = np.dtype(
     align=True,
 )
 
+GATHER = np.dtype(
+    [(name, P) for name in ("a", "w", "d", "bias")]
+    + [("a0", L), ("w0", L), ("d0", L), ("as", L, 5), ("ws", L, 2), ("wt", L, 3), ("wg", L), ("ds", L, 5)]
+    + [("bs", L), ("pixels", L)]
+    + [(name, I) for name in ("C", "M", "G", "activation", "bt")]
+    + [(name, I, 3) for name in ("source", "out", "step", "taps", "first", "apart")]
+    + [("wide", I)],
+    align=True,
+)
+
+WGRAD = np.dtype(
+    [(name, P) for name in ("x", "w", "y", "scratch")]
+    + [(name, L) for name in ("x0", "y0", "s0")]
+    + [(name, L, 5) for name in ("xs", "ws", "ys")]
+    + [(name, L) for name in ("pixels", "part", "advance_n")]
+    + [(name, I) for name in ("C", "K", "G", "Cw", "Kw", "parts")]
+    + [(name, I, 3) for name in ("size", "ksize", "out", "stride", "dilation", "pad", "advance")],
+    align=True,
+)
+
+PACKING = np.dtype(
+    [(name, P) for name in ("from", "to")]
+    + [("from0", L), ("to0", L), ("strides", L, 5), ("pixels", L)]
+    + [("C", I), ("padded", I), ("extent", I, 3)],
+    align=True,
+)
+
 POOL = np.dtype(
     [(name, P) for name in ("x", "y", "dx", "dy", "indices")]
     + [(name, L, 5) for name in ("xs", "ys", "dxs", "dys", "is")]

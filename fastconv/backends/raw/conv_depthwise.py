@@ -27,6 +27,7 @@ from fastconv.compiler.cuda import Instance
 from fastconv.problem import ConvProblem
 
 FILE = "conv_depthwise.cu"
+FILES = (FILE,)
 OPS = ("conv_fprop", "conv_dgrad", "conv_wgrad")
 TAPS = 9  # that a block of wgrad sums
 LEAST_PIXELS = 4096  # of a part of a split sum

@@ -26,6 +26,7 @@ from fastconv.compiler.cuda import Instance
 from fastconv.problem import ConvProblem
 
 FILE = "conv_direct.cu"
+FILES = (FILE,)
 OPS = ("conv_fprop", "conv_dgrad", "conv_wgrad")
 SCALAR_OUTPUTS = 4  # output channels of a thread
 

@@ -24,6 +24,7 @@ from fastconv.compiler.cuda import Instance
 from fastconv.problem import ConvProblem
 
 FILE = "conv_gemm.cu"
+FILES = (FILE,)
 OPS = ("conv_fprop", "conv_dgrad", "conv_wgrad")
 THREADS = 128
 SLICE = 8  # how far the summed index advances at a time

@@ -114,11 +114,13 @@ CONV_POINTERS = (0, 1, 2, 3, 4)  # of the struct Conv, in (x, w, y, bias, scratc
 class Step:
     """One launch: all of it but the addresses. Buffers for the struct are reused, each by one call at a time."""
 
-    __slots__ = ("block", "dtype", "free", "function", "grid", "instance", "pack", "pointers", "template")
+    __slots__ = ("block", "dtype", "free", "function", "grid", "instance", "pack", "pointers", "shared", "template")
 
     def __init__(
-        self, instance: Instance, grid: int, filled: np.ndarray, pointers: Ints = CONV_POINTERS, block: int = THREADS
-    ):
+        self, instance: Instance, grid: int, filled: np.ndarray, pointers: Ints = CONV_POINTERS, block: int = THREADS,
+        shared: int = 0,
+    ):  # fmt: skip
+        self.shared = shared
         self.instance, self.grid, self.block = instance, (grid, 1, 1), (block, 1, 1)
         self.template, self.dtype, self.pointers = filled.tobytes(), filled.dtype, pointers
         self.pack = struct.Struct(f"={len(pointers)}Q").pack_into
@@ -136,7 +138,7 @@ class Step:
             self.pack(buffer, 0, *addresses)
         else:
             self.pack(buffer, 0, *[addresses[i] for i in self.pointers])
-        gpu.launch(self.function, self.grid, self.block, 0, filled)
+        gpu.launch(self.function, self.grid, self.block, self.shared, filled)
         self.free.append((buffer, filled))
 
 
