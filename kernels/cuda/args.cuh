@@ -16,13 +16,36 @@ struct Conv {
     int32_t splits;  // into how many parts a pass over pixels is cut (wgrad)
 };
 
-// pool: fprop reads x and writes y (and indices); dgrad reads dy, and x, y or indices where the op needs them, and
-// writes dx. Without a window (adaptive) the cells of output o are [o * size / out, ceil((o + 1) * size / out)).
+// pool: x or its gradient dx, y or its gradient (dgrad reads it). `indices` are flat spatial offsets. `scratch` is what
+// a gradient's first pass leaves to its second, of y's shape: tap numbers (max), norms (lp); for unpooling, per cell,
+// one more than the output that wins it. An adaptive pooling has the extent of its largest window as ksize.
 struct Pool {
-    void *x, *y, *dx, *dy, *indices;
-    int64_t xs[5], ys[5], dxs[5], dys[5], is[5];
+    void *x, *y, *dx, *indices, *scratch, *flag;
+    int64_t xs[5], ys[5], dxs[5], is[5], ss[5];
     int64_t N, divisor;  // divisor 0: the number of cells
     double p;
-    int32_t C, adaptive, count_include_pad;
-    int32_t size[3], ksize[3], out[3], stride[3], dilation[3], pad[3], pad_high[3];
+    int32_t C, adaptive, count_include_pad, channels_last;
+    int32_t size[3], out[3], ksize[3], stride[3], dilation[3], pad[3], pad_high[3];
+};
+
+// elementwise: y from x, or dx (= y) from dy (= x) and what the activation's gradient is read from (= saved).
+struct Map {
+    void *y, *x, *saved;
+    int64_t ys[8], xs[8], ss[8], shape[8];
+    int64_t count;
+    int32_t axes, activation;
+};
+
+// bias_grad: sums of y over all but the channels; `partial` holds a row of C sums per part.
+struct BiasGrad {
+    void *y, *b, *partial;
+    int64_t ys[5], bs, N;
+    int32_t C, size[3], channels_last, lanes, parts;  // lanes: how many threads of a block lie along channels
+};
+
+// correlate: y[o] = sum over i of x[o + offset + i] * w[i], zero outside of x; missing axes lead, with the extent 1.
+struct Signal {
+    void *x, *w, *y, *partial;
+    int64_t n[8], m[8], out[8], offset[8], xs[8], ws[8], ys[8];
+    int32_t split, parts, lanes;  // of correlate_dot: the axis whose taps are split, and threads along the last one
 };
