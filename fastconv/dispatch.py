@@ -156,11 +156,11 @@ def _launch(op: str, problem: Any, name: str, kind: str) -> Launch:
     return _launches.setdefault((op, problem, name, kind), launch)
 
 
-def admit(names: tuple[str, ...], operands: tuple[Any, ...], backend: str | None) -> arrays.Operands:
+def admit(names: tuple[str, ...], operands: tuple[Any, ...], backend: Any) -> arrays.Operands:
     """The arrays of a call; those of a kind that no available backend takes are refused with the reasons."""
     admitted = arrays.admit(names, operands)
     if admitted.kind != "numpy":
-        name = named(backend)
+        name = named(backend.backend if type(backend) is Inquiry else backend)
         reasons = {
             candidate: _unfit(candidate, admitted.kind) for candidate in ((name,) if name else PREFERRED["cuda"])
         }

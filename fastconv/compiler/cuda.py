@@ -98,6 +98,7 @@ def _compile(file: str, names: tuple[str, ...], arch: str) -> tuple[bytes, list[
         except library.NVRTCError as error:
             log = library.getProgramLog(program).strip()
             raise BackendError(f"{file} does not compile for {arch} ({', '.join(names)}): {error}\n{log}") from None
-        return library.getCUBIN(program), [library.getLoweredName(program, name) for name in names]
+        # CuPy drops the last byte, as if the image were a string; it is the top of a small number, so 0.
+        return library.getCUBIN(program) + b"\0", [library.getLoweredName(program, name) for name in names]
     finally:
         library.destroyProgram(program)

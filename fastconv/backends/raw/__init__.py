@@ -31,7 +31,7 @@ class RawBackend:
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        return ("numpy",) if device.emulated() else ("cuda",)
+        return device.kinds()
 
     def unavailable(self) -> str | None:
         return device.unavailable()

@@ -52,6 +52,8 @@ def architecture(major: int, minor: int) -> str:
 class CupyDevice:
     """One GPU; made for the device that is current, and used while it is."""
 
+    kinds: tuple[str, ...] = ("cuda",)
+
     def __init__(self, number: int):
         from cupy.cuda import driver, get_current_stream, memory, runtime
 
@@ -95,8 +97,7 @@ class CupyDevice:
         return _Scratch(self._memory.alloc(nbytes))
 
     def pointer(self, view: Any) -> int:
-        address: int = view.pointer
-        return address
+        return int(view.data.ptr)
 
 
 class _Scratch:

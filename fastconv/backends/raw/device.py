@@ -46,6 +46,7 @@ class Device(Protocol):
     """The seam between the host side and what runs kernels. Launches are asynchronous, on the current stream."""
 
     properties: Properties
+    kinds: tuple[str, ...]  # of the arrays it takes: "cuda", or "numpy" where it is emulated
 
     def function(self, instance: Instance) -> Any:
         """The compiled and loaded kernel; memoised."""
@@ -65,7 +66,7 @@ _emulator: Device | None = None
 
 @contextmanager
 def use(device: Device) -> Iterator[None]:
-    """Run the backend on this device, on NumPy arrays, inside the ``with`` block."""
+    """Run the backend on this device inside the ``with`` block."""
     global _emulator
     before, _emulator = _emulator, device
     try:
@@ -77,6 +78,11 @@ def use(device: Device) -> Iterator[None]:
 def emulated() -> bool:
     """True where the host emulator stands in for a GPU."""
     return _emulator is not None or os.environ.get("FASTCONV_EMULATE") == "1"
+
+
+def kinds() -> tuple[str, ...]:
+    """The kinds of arrays that the device in force takes."""
+    return current().kinds if emulated() else ("cuda",)
 
 
 def current() -> Device:
