@@ -99,7 +99,7 @@ __global__ void __launch_bounds__(256) bias_grad_partial(const __grid_constant__
         int64_t rest = (i - n * plane) * along_pixels, at = n * a.ys[0];
 #pragma unroll
         for (int axis = 2; axis >= 0; --axis) {
-            const int64_t whole = axis && a.size[axis] > 1 ? rest / a.size[axis] : axis ? rest : 0;
+            const int64_t whole = axis == 0 ? 0 : a.size[axis] == 1 ? rest : rest / a.size[axis];
             at += (rest - whole * a.size[axis]) * a.ys[axis + 2];
             rest = whole;
         }

@@ -4,7 +4,8 @@
 //   lppool_dgrad   dx[n, c, i] = sum over the windows o that meet i of dy[n, c, o] * sign(x) * (|x| / norm(o))^(p - 1)
 //
 // The gradient reads the norms that lppool_fprop left in scratch, in the type computed in. A window whose norm is 0
-// has no gradient. Threads as in pool_window.cuh; no shared memory.
+// has no gradient. A thread per output or cell, as in pool_window.cuh; no
+// shared memory.
 #include "pool_window.cuh"
 
 __device__ inline float power(float base, float p) { return powf(base, p); }
@@ -20,48 +21,33 @@ template <class A> __device__ inline A raised(A base, A p) {
     return p == A(2) ? base * base : power(base, p);
 }
 
-// Calls use(cells) for the V channels of every cell of a window.
-template <int V, class X, class Use>
+// Calls use(value) for every cell of a window.
+template <class X, class Use>
 __device__ inline void each_cell(const Pool& a, const X* x, const Taps& z, const Taps& p, const Taps& q, Use use) {
     for (int32_t t = z.begin; t < z.end; ++t) {
         const X* const plane = x + (z.first + int64_t(t) * a.dilation[0]) * a.xs[2];
         for (int32_t r = p.begin; r < p.end; ++r) {
             const X* const row = plane + (p.first + int64_t(r) * a.dilation[1]) * a.xs[3];
             for (int32_t s = q.begin; s < q.end; ++s)
-                use(load<V>(row + (q.first + int64_t(s) * a.dilation[2]) * a.xs[4]));
+                use(widen(row[(q.first + int64_t(s) * a.dilation[2]) * a.xs[4]]));
         }
     }
 }
 
-template <class X, int V>
-__global__ void __launch_bounds__(256) lppool_fprop(const __grid_constant__ Pool a) {
+template <class X> __global__ void __launch_bounds__(256) lppool_fprop(const __grid_constant__ Pool a) {
     using A = computed<X>;
-    const A power_of = A(a.p), root = A(1.0 / a.p);
-    for (int64_t i = thread_number(); i < places<V>(a, a.out); i += thread_count()) {
-        const Place o = place<V>(a, a.out, i);
+    const A exponent = A(a.p), root = A(1.0 / a.p);
+    for (int64_t i = thread_number(); i < places<1>(a, a.out); i += thread_count()) {
+        const Place o = place<1>(a, a.out, i);
         const Taps z = taps_of(a, 0, o.at[0]), p = taps_of(a, 1, o.at[1]), q = taps_of(a, 2, o.at[2]);
         const X* const x = static_cast<const X*>(a.x) + offset(a.xs, o.n, o.c);
-        A scale[V] = {}, sum[V] = {};
-        each_cell<V>(a, x, z, p, q, [&](const Pack<X, V>& cells) {
-#pragma unroll
-            for (int k = 0; k < V; ++k) scale[k] = larger(scale[k], size_of(widen(cells.at[k])));
-        });
-#pragma unroll
-        for (int k = 0; k < V; ++k)
-            if (!(scale[k] > A(0) && scale[k] < A(INFINITY_F))) scale[k] = A(1);
-        each_cell<V>(a, x, z, p, q, [&](const Pack<X, V>& cells) {
-#pragma unroll
-            for (int k = 0; k < V; ++k) sum[k] += raised(size_of(widen(cells.at[k])) / scale[k], power_of);
-        });
-        Pack<X, V> values;
-        Pack<A, V> norms;
-#pragma unroll
-        for (int k = 0; k < V; ++k) {
-            norms.at[k] = scale[k] * raised(sum[k], root);
-            values.at[k] = narrow<X>(norms.at[k]);
-        }
-        if (a.y) store(static_cast<X*>(a.y) + offset(a.ys, o), values);
-        if (a.scratch) store(static_cast<A*>(a.scratch) + offset(a.ss, o), norms);
+        A scale = 0, sum = 0;
+        each_cell(a, x, z, p, q, [&](A value) { scale = larger(scale, size_of(value)); });
+        if (!(scale > A(0) && scale < A(INFINITY_F))) scale = 1;
+        each_cell(a, x, z, p, q, [&](A value) { sum += raised(size_of(value) / scale, exponent); });
+        const A norm = scale * raised(sum, root);
+        if (a.y) static_cast<X*>(a.y)[offset(a.ys, o)] = narrow<X>(norm);
+        if (a.scratch) static_cast<A*>(a.scratch)[offset(a.ss, o)] = norm;
     }
 }
 
@@ -72,34 +58,27 @@ template <class A> __device__ inline A slope(A x, A norm, A exponent) {
     return x < A(0) ? -size : x > A(0) ? size : x;  // a NaN stays one
 }
 
-template <class X, int V>
-__global__ void __launch_bounds__(256) lppool_dgrad(const __grid_constant__ Pool a) {
+template <class X> __global__ void __launch_bounds__(256) lppool_dgrad(const __grid_constant__ Pool a) {
     using A = computed<X>;
     const A exponent = A(a.p - 1.0);
-    for (int64_t number = thread_number(); number < places<V>(a, a.size); number += thread_count()) {
-        const Place i = place<V>(a, a.size, number);
+    for (int64_t number = thread_number(); number < places<1>(a, a.size); number += thread_count()) {
+        const Place i = place<1>(a, a.size, number);
         const Outputs z = outputs_of(a, 0, i.at[0]), p = outputs_of(a, 1, i.at[1]), q = outputs_of(a, 2, i.at[2]);
         const X* const dy = static_cast<const X*>(a.y) + offset(a.ys, i.n, i.c);
         const A* const norms = static_cast<const A*>(a.scratch) + offset(a.ss, i.n, i.c);
-        const Pack<X, V> x = load<V>(static_cast<const X*>(a.x) + offset(a.xs, i));
-        A sum[V] = {};
+        const A x = widen(static_cast<const X*>(a.x)[offset(a.xs, i)]);
+        A sum = 0;
         for (int32_t d = z.begin; d < z.end; ++d) {
             if (tap_at(a, 0, d, i.at[0]) < 0) continue;
             for (int32_t h = p.begin; h < p.end; ++h) {
                 if (tap_at(a, 1, h, i.at[1]) < 0) continue;
                 for (int32_t w = q.begin; w < q.end; ++w) {
                     if (tap_at(a, 2, w, i.at[2]) < 0) continue;
-                    const Pack<X, V> share = load<V>(dy + d * a.ys[2] + h * a.ys[3] + w * a.ys[4]);
-                    const Pack<A, V> norm = load<V>(norms + d * a.ss[2] + h * a.ss[3] + w * a.ss[4]);
-#pragma unroll
-                    for (int k = 0; k < V; ++k)
-                        sum[k] += widen(share.at[k]) * slope(widen(x.at[k]), norm.at[k], exponent);
+                    const A norm = norms[d * a.ss[2] + h * a.ss[3] + w * a.ss[4]];
+                    sum += widen(dy[d * a.ys[2] + h * a.ys[3] + w * a.ys[4]]) * slope(x, norm, exponent);
                 }
             }
         }
-        Pack<X, V> values;
-#pragma unroll
-        for (int k = 0; k < V; ++k) values.at[k] = narrow<X>(sum[k]);
-        store(static_cast<X*>(a.dx) + offset(a.dxs, i), values);
+        static_cast<X*>(a.dx)[offset(a.dxs, i)] = narrow<X>(sum);
     }
 }

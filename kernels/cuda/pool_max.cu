@@ -3,8 +3,9 @@
 //   maxpool_fprop     y[n, c, o] = max of the cells of window o; the flat offset or the tap number of the first maximum
 //   maxpool_check     flags an index that is no cell of its window, nor -1
 //   maxpool_dgrad     dx[n, c, i] = sum of dy[n, c, o] over the windows o whose first maximum is cell i
-//   maxunpool_prepare flags an index that is no cell of the extent, and clears the winners
-//   maxunpool_claim   winner[n, c, indices[n, c, o]] = the last o, plus one
+//   maxunpool_check   flags an index that is no cell of the extent
+//   maxunpool_clear, maxunpool_claim
+//                     winner[n, c, indices[n, c, o]] = the last o, plus one
 //   maxunpool_fprop   x[n, c, i] = y[n, c, winner], 0 where there is none
 //   maxunpool_dgrad   y[n, c, o] = x[n, c, indices[n, c, o]] where o is the winner, else 0
 //
@@ -164,13 +165,17 @@ __device__ inline uint32_t rank(const Pool& a, const Place& o) {
     return (uint32_t(o.at[0]) * a.out[1] + o.at[1]) * a.out[2] + o.at[2] + 1;
 }
 
-__global__ void __launch_bounds__(256) maxunpool_prepare(const __grid_constant__ Pool a) {
+__global__ void __launch_bounds__(256) maxunpool_check(const __grid_constant__ Pool a) {
     const int64_t cells = flat(a, a.size[0] - 1, a.size[1] - 1, a.size[2] - 1) + 1;
     for (int64_t i = thread_number(); i < places<1>(a, a.out); i += thread_count()) {
         const int64_t index = index_of(a, place<1>(a, a.out, i));
         if (index < 0 || index >= cells) *static_cast<int32_t*>(a.flag) = 1;
     }
-    for (int64_t i = thread_number(); i < a.N * a.C * cells; i += thread_count()) static_cast<uint32_t*>(a.scratch)[i] = 0;
+}
+
+__global__ void __launch_bounds__(256) maxunpool_clear(const __grid_constant__ Pool a) {
+    for (int64_t i = thread_number(); i < places<1>(a, a.size); i += thread_count())
+        static_cast<uint32_t*>(a.scratch)[i] = 0;
 }
 
 __global__ void __launch_bounds__(256) maxunpool_claim(const __grid_constant__ Pool a) {

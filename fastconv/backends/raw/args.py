@@ -23,11 +23,32 @@ CONV = np.dtype(
 )
 
 POOL = np.dtype(
-    [(name, P) for name in ("x", "y", "dx", "dy", "indices")]
-    + [(name, L, 5) for name in ("xs", "ys", "dxs", "dys", "is")]
+    [(name, P) for name in ("x", "y", "dx", "indices", "scratch", "flag")]
+    + [(name, L, 5) for name in ("xs", "ys", "dxs", "is", "ss")]
     + [("N", L), ("divisor", L), ("p", np.float64)]
-    + [(name, I) for name in ("C", "adaptive", "count_include_pad")]
+    + [(name, I) for name in ("C", "adaptive", "count_include_pad", "channels_last")]
     + [(name, I, 3) for name in ("size", "out", "ksize", "stride", "dilation", "pad", "pad_high")],
+    align=True,
+)
+
+MAP = np.dtype(
+    [(name, P) for name in ("y", "x", "saved")]
+    + [(name, L, 8) for name in ("ys", "xs", "ss", "shape")]
+    + [("count", L), ("axes", I), ("activation", I)],
+    align=True,
+)
+
+BIAS_GRAD = np.dtype(
+    [(name, P) for name in ("y", "b", "partial")]
+    + [("ys", L, 5), ("bs", L), ("N", L), ("C", I), ("size", I, 3)]
+    + [(name, I) for name in ("channels_last", "lanes", "parts")],
+    align=True,
+)
+
+SIGNAL = np.dtype(
+    [(name, P) for name in ("x", "w", "y", "partial")]
+    + [(name, L, 8) for name in ("n", "m", "out", "offset", "xs", "ws", "ys")]
+    + [(name, I) for name in ("split", "parts", "lanes")],
     align=True,
 )
 
@@ -61,18 +82,18 @@ def conv(problem: ConvProblem) -> np.ndarray:
 
 def pool(problem: PoolProblem) -> np.ndarray:
     """The struct of a pooling with its geometry filled in."""
-    window = problem.window
+    window, axes = problem.window, range(problem.ndim)
     args = np.zeros((), POOL)
     args["N"], args["C"], args["p"] = problem.N, problem.C, problem.p
     args["divisor"], args["count_include_pad"] = problem.divisor or 0, problem.count_include_pad
     args["size"], args["out"] = lift(problem.size, 1), lift(problem.out, 1)
-    args["adaptive"] = window is None
-    ones = (1,) * problem.ndim
+    args["adaptive"], args["stride"], args["dilation"] = window is None, 1, 1
+    if window is None:
+        args["ksize"] = lift(tuple(max(count for _, count in problem.cells(axis)) for axis in axes), 1)
+        return args
     for name, values, fill in (
-        ("ksize", window.ksize if window else ones, 1), ("stride", window.stride if window else ones, 1),
-        ("dilation", window.dilation if window else ones, 1),
-        ("pad", tuple(low for low, _ in window.pad) if window else (0,) * problem.ndim, 0),
-        ("pad_high", tuple(high for _, high in window.pad) if window else (0,) * problem.ndim, 0),
+        ("ksize", window.ksize, 1), ("stride", window.stride, 1), ("dilation", window.dilation, 1),
+        ("pad", tuple(low for low, _ in window.pad), 0), ("pad_high", tuple(high for _, high in window.pad), 0),
     ):  # fmt: skip
         args[name] = lift(values, fill)
     return args
