@@ -40,8 +40,8 @@ def instances() -> Iterator[Instance]:
 def claims(instance: Instance) -> dict[str, Any]:
     """What the compile gate holds an instance to."""
     wide = len(instance.args) > 1 and instance.args[1] != "1"
-    written = () if instance.kernel == "bias_grad_partial" else ("STG.E.128",)
-    return {"sass": ("LDG.E.128", *written) if wide else (), "registers": 128}
+    written = () if instance.kernel == "bias_grad_partial" else ("STG.128",)
+    return {"sass": ("LDG.128", *written) if wide else (), "registers": 128}
 
 
 def choose(op: str, problem: Any, on: device.Properties) -> tuple[str, dict[str, Any], str]:

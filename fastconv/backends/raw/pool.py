@@ -88,7 +88,7 @@ def instances() -> Iterator[Instance]:
 def claims(instance: Instance) -> dict[str, Any]:
     """What the compile gate holds an instance to."""
     wide = len(instance.args) > 1 and instance.args[-1] != "1"
-    return {"sass": ("LDG.E.128", "STG.E.128") if wide else (), "registers": 128}
+    return {"sass": ("LDG.128", "STG.128") if wide else (), "registers": 128}
 
 
 # ---------------------------------------------------------------- the choice
