@@ -74,8 +74,7 @@ template <class T, int A> struct Output {
 #pragma unroll
         for (int k = A - 1; k >= 0; --k) {
             const int axis = 8 - A + k;
-            const int64_t whole = rest / a.out[axis], o = rest - whole * a.out[axis];
-            rest = whole;
+            const int64_t o = split(rest, a.out[axis]);
             taps[k] = range_of(a, axis, o);
             x += (o + a.offset[axis]) * a.xs[axis];
             y += o * a.ys[axis];
@@ -97,7 +96,7 @@ template <class T, int A> struct Output {
 template <int A> __device__ inline int64_t outputs(const Signal& a) {
     int64_t count = 1;
 #pragma unroll
-    for (int axis = 8 - A; axis < 8; ++axis) count *= a.out[axis];
+    for (int axis = 8 - A; axis < 8; ++axis) count *= a.out[axis].value;
     return count;
 }
 
@@ -105,8 +104,7 @@ template <class T, int A>
 __global__ void __launch_bounds__(256) correlate_direct(const __grid_constant__ Signal a) {
     using S = Sum<T>;
     const T *const x = static_cast<const T*>(a.x), *const w = static_cast<const T*>(a.w);
-    for (int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; i < outputs<A>(a);
-         i += int64_t(gridDim.x) * blockDim.x) {
+    for (int64_t i = thread_number(); i < outputs<A>(a); i += thread_count()) {
         const Output<T, A> output(a, i);
         typename S::type sum{};
         output.template each<8>(a, output.x, 0, [&](int64_t at, int64_t tap) {
@@ -153,7 +151,7 @@ template <class T> __global__ void __launch_bounds__(256) correlate_dot(const __
 template <class T> __global__ void __launch_bounds__(256) correlate_join(const __grid_constant__ Signal a) {
     using S = Sum<T>;
     const int64_t count = outputs<3>(a);
-    for (int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; i < count; i += int64_t(gridDim.x) * blockDim.x) {
+    for (int64_t i = thread_number(); i < count; i += thread_count()) {
         typename S::type sum{};
         for (int64_t part = 0; part < a.parts; ++part)
             S::join(sum, static_cast<const typename S::type*>(a.partial)[part * count + i]);
@@ -194,10 +192,10 @@ template <class T> __global__ void __launch_bounds__(THREADS) correlate_rows(con
     __shared__ A cells[STRETCH + STRETCH / EACH];
     __shared__ A taps[CHUNK];
     const T *const x = static_cast<const T*>(a.x), *const w = static_cast<const T*>(a.w);
-    const int64_t tiles = (a.out[7] + TILE - 1) / TILE, row = blockIdx.x / tiles;
+    const int64_t tiles = (a.out[7].value + TILE - 1) / TILE, row = blockIdx.x / tiles;
     const int64_t tile = (blockIdx.x - row * tiles) * TILE, first = tile + a.offset[7];
     const int at = threadIdx.x * EACH;
-    const Output<T, 3> output(a, row * a.out[7] + tile);
+    const Output<T, 3> output(a, row * a.out[7].value + tile);
     A sum[EACH] = {};
     output.template each<7>(a, output.x - first * a.xs[7], 0, [&](int64_t from, int64_t tap) {
         for (int64_t j = 0; j < a.m[7]; j += CHUNK) {
@@ -210,7 +208,7 @@ template <class T> __global__ void __launch_bounds__(THREADS) correlate_rows(con
             }
             for (int i = threadIdx.x; i < count; i += THREADS) taps[i] = S::of(w[tap + (j + i) * a.ws[7]]);
             __syncthreads();
-            if (tile + at < a.out[7]) {
+            if (tile + at < a.out[7].value) {
                 if (low >= 0 && high <= a.n[7]) slide<false, S>(sum, cells, taps, at, count, 0, 0);
                 else slide<true, S>(sum, cells, taps, at, count, -low - at, a.n[7] - low - at);
             }
@@ -220,5 +218,5 @@ template <class T> __global__ void __launch_bounds__(THREADS) correlate_rows(con
     T* const y = static_cast<T*>(a.y) + output.y;
 #pragma unroll
     for (int k = 0; k < EACH; ++k)
-        if (tile + at + k < a.out[7]) y[(at + k) * a.ys[7]] = S::result(sum[k]);
+        if (tile + at + k < a.out[7].value) y[(at + k) * a.ys[7]] = S::result(sum[k]);
 }

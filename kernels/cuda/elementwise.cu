@@ -12,9 +12,6 @@
 #include "activation.cuh"
 #include "args.cuh"
 
-__device__ inline int64_t thread_number() { return int64_t(blockIdx.x) * blockDim.x + threadIdx.x; }
-__device__ inline int64_t thread_count() { return int64_t(gridDim.x) * blockDim.x; }
-
 // The derivative of an activation at its output, or at its input for gelu and silu. A NaN passes through.
 template <class A> __device__ inline A slope(int code, A at) {
     const A finite = at == A(INFINITY_F) || at == A(-INFINITY_F) ? A(0) : at;
@@ -33,11 +30,9 @@ template <class A> __device__ inline A slope(int code, A at) {
 
 __device__ inline void places(const Map& a, int64_t rest, int64_t& y, int64_t& x, int64_t& saved) {
     y = x = saved = 0;
-    for (int axis = 7; axis >= 0; --axis) {
-        if (axis >= a.axes) continue;
-        const int64_t whole = rest / a.shape[axis], part = rest - whole * a.shape[axis];
+    for (int axis = a.axes - 1; axis >= 0; --axis) {
+        const int64_t part = split(rest, a.shape[axis]);
         y += part * a.ys[axis], x += part * a.xs[axis], saved += part * a.ss[axis];
-        rest = whole;
     }
 }
 
@@ -89,20 +84,15 @@ __global__ void __launch_bounds__(256) bias_grad_partial(const __grid_constant__
     const int along_channels = a.channels_last ? V : 1, along_pixels = V / along_channels;
     const int32_t blocks = (a.C + a.lanes * along_channels - 1) / (a.lanes * along_channels);
     const int32_t c = (blockIdx.x % blocks * a.lanes + lane) * along_channels, part = blockIdx.x / blocks;
-    const int64_t plane = int64_t(a.size[0]) * a.size[1] * a.size[2] / along_pixels, packs = a.N * plane;
+    const int64_t packs = a.N * a.plane.value;
     const int64_t per_part = (packs + a.parts - 1) / a.parts, begin = part * per_part;
     const int64_t end = begin + per_part < packs ? begin + per_part : packs;
     const X* const y = static_cast<const X*>(a.y) + c * a.ys[1];
     A sum[V] = {};
     for (int64_t i = begin + row; i < end && c < a.C; i += rows) {
-        const int64_t n = i / plane;
-        int64_t rest = (i - n * plane) * along_pixels, at = n * a.ys[0];
-#pragma unroll
-        for (int axis = 2; axis >= 0; --axis) {
-            const int64_t whole = axis == 0 ? 0 : a.size[axis] == 1 ? rest : rest / a.size[axis];
-            at += (rest - whole * a.size[axis]) * a.ys[axis + 2];
-            rest = whole;
-        }
+        int64_t n = i, rest = split(n, a.plane) * along_pixels;
+        int64_t at = n * a.ys[0] + split(rest, a.size[2]) * a.ys[4];
+        at += split(rest, a.size[1]) * a.ys[3] + rest * a.ys[2];
         const Pack<X, V> values = load<V>(y + at);
 #pragma unroll
         for (int k = 0; k < V; ++k) sum[k] += widen(values.at[k]);

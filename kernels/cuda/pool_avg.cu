@@ -21,17 +21,17 @@ template <class A> __device__ inline A divisor(const Pool& a, const Taps& z, con
 template <class X, int V>
 __global__ void __launch_bounds__(256) avgpool_fprop(const __grid_constant__ Pool a) {
     using A = computed<X>;
-    for (int64_t i = thread_number(); i < places<V>(a, a.out); i += thread_count()) {
+    for (int64_t i = thread_number(); i < places(a, a.out); i += thread_count()) {
         const Place o = place<V>(a, a.out, i);
         const Taps z = taps_of(a, 0, o.at[0]), p = taps_of(a, 1, o.at[1]), q = taps_of(a, 2, o.at[2]);
         const X* const x = static_cast<const X*>(a.x) + offset(a.xs, o.n, o.c);
         A sum[V] = {};
         for (int32_t t = z.begin; t < z.end; ++t) {
-            const X* const plane = x + (z.first + int64_t(t) * a.dilation[0]) * a.xs[2];
+            const X* const plane = x + (z.first + t * a.dilation[0].value) * a.xs[2];
             for (int32_t r = p.begin; r < p.end; ++r) {
-                const X* const row = plane + (p.first + int64_t(r) * a.dilation[1]) * a.xs[3];
+                const X* const row = plane + (p.first + r * a.dilation[1].value) * a.xs[3];
                 for (int32_t s = q.begin; s < q.end; ++s) {
-                    const Pack<X, V> values = load<V>(row + (q.first + int64_t(s) * a.dilation[2]) * a.xs[4]);
+                    const Pack<X, V> values = load<V>(row + (q.first + s * a.dilation[2].value) * a.xs[4]);
 #pragma unroll
                     for (int k = 0; k < V; ++k) sum[k] += widen(values.at[k]);
                 }
@@ -48,7 +48,7 @@ __global__ void __launch_bounds__(256) avgpool_fprop(const __grid_constant__ Poo
 template <class X, int V>
 __global__ void __launch_bounds__(256) avgpool_dgrad(const __grid_constant__ Pool a) {
     using A = computed<X>;
-    for (int64_t number = thread_number(); number < places<V>(a, a.size); number += thread_count()) {
+    for (int64_t number = thread_number(); number < places(a, a.size); number += thread_count()) {
         const Place i = place<V>(a, a.size, number);
         const Outputs z = outputs_of(a, 0, i.at[0]), p = outputs_of(a, 1, i.at[1]), q = outputs_of(a, 2, i.at[2]);
         const X* const dy = static_cast<const X*>(a.y) + offset(a.ys, i.n, i.c);

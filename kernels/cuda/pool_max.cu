@@ -35,11 +35,11 @@ template <class X, int V>
 __global__ void __launch_bounds__(256) maxpool_fprop(const __grid_constant__ Pool a) {
     using A = computed<X>;
     using Tap = typename Number<V>::type;
-    for (int64_t i = thread_number(); i < places<V>(a, a.out); i += thread_count()) {
+    for (int64_t i = thread_number(); i < places(a, a.out); i += thread_count()) {
         const Place o = place<V>(a, a.out, i);
         const Taps z = taps_of(a, 0, o.at[0]), p = taps_of(a, 1, o.at[1]), q = taps_of(a, 2, o.at[2]);
         const bool any = z.count() && p.count() && q.count();
-        const Tap first = any ? (Tap(z.begin) * a.ksize[1] + p.begin) * a.ksize[2] + q.begin : -1;
+        const Tap first = any ? (Tap(z.begin) * Tap(a.ksize[1]) + p.begin) * Tap(a.ksize[2]) + q.begin : -1;
         A best[V];
         Tap tap[V];
 #pragma unroll
@@ -49,12 +49,12 @@ __global__ void __launch_bounds__(256) maxpool_fprop(const __grid_constant__ Poo
         }
         const X* const x = static_cast<const X*>(a.x) + offset(a.xs, o.n, o.c);
         for (int32_t t = z.begin; t < z.end; ++t) {
-            const X* const plane = x + (z.first + int64_t(t) * a.dilation[0]) * a.xs[2];
+            const X* const plane = x + (z.first + t * a.dilation[0].value) * a.xs[2];
             for (int32_t r = p.begin; r < p.end; ++r) {
-                const X* const row = plane + (p.first + int64_t(r) * a.dilation[1]) * a.xs[3];
-                const Tap number = (Tap(t) * a.ksize[1] + r) * a.ksize[2];
+                const X* const row = plane + (p.first + r * a.dilation[1].value) * a.xs[3];
+                const Tap number = (Tap(t) * Tap(a.ksize[1]) + r) * Tap(a.ksize[2]);
                 for (int32_t s = q.begin; s < q.end; ++s) {
-                    const Pack<X, V> values = load<V>(row + (q.first + int64_t(s) * a.dilation[2]) * a.xs[4]);
+                    const Pack<X, V> values = load<V>(row + (q.first + s * a.dilation[2].value) * a.xs[4]);
 #pragma unroll
                     for (int k = 0; k < V; ++k) {
                         const A value = widen(values.at[k]);
@@ -81,9 +81,9 @@ __global__ void __launch_bounds__(256) maxpool_fprop(const __grid_constant__ Poo
             for (int k = 0; k < V; ++k) {
                 int64_t rest = tap[k], index = -1;
                 if (rest >= 0) {
-                    const int64_t w = q.first + int64_t(split(rest, a.ksize[2])) * a.dilation[2];
-                    const int64_t h = p.first + int64_t(split(rest, a.ksize[1])) * a.dilation[1];
-                    index = flat(a, z.first + rest * a.dilation[0], h, w);
+                    const int64_t w = q.first + split(rest, a.ksize[2]) * a.dilation[2].value;
+                    const int64_t h = p.first + split(rest, a.ksize[1]) * a.dilation[1].value;
+                    index = flat(a, z.first + rest * a.dilation[0].value, h, w);
                 }
                 indices[k * a.is[1]] = index;
             }
@@ -93,13 +93,13 @@ __global__ void __launch_bounds__(256) maxpool_fprop(const __grid_constant__ Poo
 
 __device__ inline bool meets(const Pool& a, int axis, int32_t o, int64_t cell) {
     const Taps taps = taps_of(a, axis, o);
-    const int64_t beyond = cell - taps.first, tap = beyond / a.dilation[axis];
-    return tap >= taps.begin && tap < taps.end && tap * a.dilation[axis] == beyond;
+    int64_t tap = cell - taps.first;
+    return tap >= 0 && split(tap, a.dilation[axis]) == 0 && tap < taps.end;  // a cell is no tap before begin
 }
 
 __global__ void __launch_bounds__(256) maxpool_check(const __grid_constant__ Pool a) {
-    const int64_t cells = flat(a, a.size[0] - 1, a.size[1] - 1, a.size[2] - 1) + 1;
-    for (int64_t i = thread_number(); i < places<1>(a, a.out); i += thread_count()) {
+    const int64_t cells = a.size[0].value * a.size[1].value * a.size[2].value;
+    for (int64_t i = thread_number(); i < places(a, a.out); i += thread_count()) {
         const Place o = place<1>(a, a.out, i);
         int64_t rest = static_cast<const int64_t*>(a.indices)[offset(a.is, o)];
         if (rest == -1) continue;
@@ -114,7 +114,7 @@ __global__ void __launch_bounds__(256) maxpool_check(const __grid_constant__ Poo
 // How a first maximum was noted: by a tap number, or by the flat offset of its cell.
 template <class T> __device__ inline T noted(const Pool& a, const Place& i, int32_t t, int32_t r, int32_t s);
 template <> __device__ inline uint8_t noted<uint8_t>(const Pool& a, const Place&, int32_t t, int32_t r, int32_t s) {
-    return uint8_t((t * a.ksize[1] + r) * a.ksize[2] + s);
+    return uint8_t((t * int32_t(a.ksize[1].value) + r) * int32_t(a.ksize[2].value) + s);
 }
 template <> __device__ inline int64_t noted<int64_t>(const Pool& a, const Place& i, int32_t, int32_t, int32_t) {
     return flat(a, i.at[0], i.at[1], i.at[2]);
@@ -122,7 +122,7 @@ template <> __device__ inline int64_t noted<int64_t>(const Pool& a, const Place&
 
 template <class G, class T, int V>
 __global__ void __launch_bounds__(256) maxpool_dgrad(const __grid_constant__ Pool a) {
-    for (int64_t number = thread_number(); number < places<V>(a, a.size); number += thread_count()) {
+    for (int64_t number = thread_number(); number < places(a, a.size); number += thread_count()) {
         const Place i = place<V>(a, a.size, number);
         const Outputs z = outputs_of(a, 0, i.at[0]), p = outputs_of(a, 1, i.at[1]), q = outputs_of(a, 2, i.at[2]);
         const G* const dy = static_cast<const G*>(a.y) + offset(a.ys, i.n, i.c);
@@ -162,24 +162,24 @@ __device__ inline int64_t index_of(const Pool& a, const Place& o) {
 }
 
 __device__ inline uint32_t rank(const Pool& a, const Place& o) {
-    return (uint32_t(o.at[0]) * a.out[1] + o.at[1]) * a.out[2] + o.at[2] + 1;
+    return uint32_t((o.at[0] * a.out[1].value + o.at[1]) * a.out[2].value + o.at[2] + 1);
 }
 
 __global__ void __launch_bounds__(256) maxunpool_check(const __grid_constant__ Pool a) {
-    const int64_t cells = flat(a, a.size[0] - 1, a.size[1] - 1, a.size[2] - 1) + 1;
-    for (int64_t i = thread_number(); i < places<1>(a, a.out); i += thread_count()) {
+    const int64_t cells = a.size[0].value * a.size[1].value * a.size[2].value;
+    for (int64_t i = thread_number(); i < places(a, a.out); i += thread_count()) {
         const int64_t index = index_of(a, place<1>(a, a.out, i));
         if (index < 0 || index >= cells) *static_cast<int32_t*>(a.flag) = 1;
     }
 }
 
 __global__ void __launch_bounds__(256) maxunpool_clear(const __grid_constant__ Pool a) {
-    for (int64_t i = thread_number(); i < places<1>(a, a.size); i += thread_count())
+    for (int64_t i = thread_number(); i < places(a, a.size); i += thread_count())
         static_cast<uint32_t*>(a.scratch)[i] = 0;
 }
 
 __global__ void __launch_bounds__(256) maxunpool_claim(const __grid_constant__ Pool a) {
-    for (int64_t i = thread_number(); i < places<1>(a, a.out); i += thread_count()) {
+    for (int64_t i = thread_number(); i < places(a, a.out); i += thread_count()) {
         const Place o = place<1>(a, a.out, i);
         atomicMax(winner(a, o, index_of(a, o)), rank(a, o));
     }
@@ -188,14 +188,14 @@ __global__ void __launch_bounds__(256) maxunpool_claim(const __grid_constant__ P
 // B is an unsigned integer of the values' size: they are only moved.
 template <class B>
 __global__ void __launch_bounds__(256) maxunpool_fprop(const __grid_constant__ Pool a) {
-    for (int64_t number = thread_number(); number < places<1>(a, a.size); number += thread_count()) {
+    for (int64_t number = thread_number(); number < places(a, a.size); number += thread_count()) {
         const Place i = place<1>(a, a.size, number);
         const uint32_t won = *winner(a, i, flat(a, i.at[0], i.at[1], i.at[2]));
         B value = 0;
         if (won) {
             int64_t rest = won - 1;
             Place o = i;
-            for (int axis = 2; axis >= 0; --axis) o.at[axis] = split(rest, a.out[axis]);
+            for (int axis = 2; axis >= 0; --axis) o.at[axis] = int32_t(split(rest, a.out[axis]));
             value = static_cast<const B*>(a.y)[offset(a.ys, o)];
         }
         static_cast<B*>(a.x)[offset(a.xs, i)] = value;
@@ -204,14 +204,14 @@ __global__ void __launch_bounds__(256) maxunpool_fprop(const __grid_constant__ P
 
 template <class B>
 __global__ void __launch_bounds__(256) maxunpool_dgrad(const __grid_constant__ Pool a) {
-    for (int64_t number = thread_number(); number < places<1>(a, a.out); number += thread_count()) {
+    for (int64_t number = thread_number(); number < places(a, a.out); number += thread_count()) {
         const Place o = place<1>(a, a.out, number);
         const int64_t index = index_of(a, o);
         B value = 0;
         if (*winner(a, o, index) == rank(a, o)) {
             int64_t rest = index;
             Place i = o;
-            for (int axis = 2; axis >= 0; --axis) i.at[axis] = split(rest, a.size[axis]);
+            for (int axis = 2; axis >= 0; --axis) i.at[axis] = int32_t(split(rest, a.size[axis]));
             value = static_cast<const B*>(a.x)[offset(a.xs, i)];
         }
         static_cast<B*>(a.y)[offset(a.ys, o)] = value;

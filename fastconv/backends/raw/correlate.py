@@ -167,11 +167,11 @@ class Products:
 
     def fill(self) -> np.ndarray:
         filled = np.zeros((), args.SIGNAL)
-        for name in ("n", "m", "out"):
-            filled[name] = 1
+        filled["n"], filled["m"], filled["out"] = 1, 1, args.divisor(1)
         for place, axis in enumerate(self.axes, MOST_AXES - len(self.axes)):
-            for name in ("n", "m", "out", "offset"):
+            for name in ("n", "m", "offset"):
                 filled[name][place] = getattr(self.geometry, name)[axis]
+            filled["out"][place] = args.divisor(self.geometry.out[axis])
         if self.algorithm == "dot":
             for name, value in self.config.items():
                 filled[name] = value
@@ -210,7 +210,7 @@ class Products:
                 Step(Instance(FILE, "correlate_join", (name,)), filled, blocks_for(outputs)),
             )
         if self.algorithm == "rows":
-            last = int(filled["out"][-1])
+            last = int(filled["out"]["value"][-1])
             blocks = outputs // last * -(-last // ROW_OUTPUTS)
             return (Step(Instance(FILE, "correlate_rows", (name,)), filled, blocks, ROW_THREADS),)
         instance = Instance(FILE, "correlate_direct", (name, str(self.config["axes"])))

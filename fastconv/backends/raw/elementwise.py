@@ -83,7 +83,7 @@ class Activation:
         shape, strides = merge(views)
         filled = np.zeros((), args.MAP)
         filled["count"], filled["axes"], filled["activation"] = math.prod(shape), len(shape), self.code
-        filled["shape"][: len(shape)] = shape
+        filled["shape"][: len(shape)] = [args.divisor(extent) for extent in shape]
         for name, steps in zip(("ys", "xs", "ss"), strides, strict=False):
             filled[name][: len(shape)] = steps
         lanes = ACCESS // views[0].dtype.itemsize
@@ -133,7 +133,9 @@ class BiasGrad:
             lanes = 1
         filled = np.zeros((), args.BIAS_GRAD)
         filled["ys"], filled["bs"] = steps, db.strides[0] // db.dtype.itemsize
-        filled["N"], filled["C"], filled["size"], filled["channels_last"] = dy.shape[0], dy.shape[1], size, last
+        filled["N"], filled["C"], filled["channels_last"] = *dy.shape[:2], last
+        filled["size"] = [args.divisor(extent) for extent in size]
+        filled["plane"] = args.divisor(math.prod(size) // (1 if last else lanes))
         filled["lanes"], filled["parts"] = self.split(last, lanes)
         groups = -(-self.problem.C // (int(filled["lanes"]) * (lanes if last else 1)))
         name = stored(dy)

@@ -115,7 +115,7 @@ def plane_bytes(op: str, problem: PoolProblem) -> int:
 
 
 def noted_by_tap(problem: PoolProblem) -> bool:
-    return math.prod(args.pool(problem)["ksize"].tolist()) <= MOST_TAPS and problem.dtype in FLOATS
+    return math.prod(args.pool(problem)["ksize"]["value"].tolist()) <= MOST_TAPS and problem.dtype in FLOATS
 
 
 def plan(op: str, problem: PoolProblem) -> Launch:
@@ -163,15 +163,17 @@ class Pass:
     def prepare(self, template: tuple[str, ...], lanes: int, views: dict[str, Array], pointers: dict[str, int]) -> Step:
         N, C = views[self.main].shape[:2]
         filled = self.geometry.copy()
-        filled["N"], filled["C"], filled["channels_last"] = N, C, channels_last(views[self.main])
+        filled["N"], filled["channels_last"] = N, channels_last(views[self.main])
         for name, view in views.items():
             if name in STRIDES:
                 filled[STRIDES[name]] = args.strides_of(view)
         moved = [name for name in views if name not in ("flag", *(("indices",) if self.over == "out" else ()))]
         wide = lanes > 1 and all(aligned(views[name], pointers[name], lanes, 1) for name in moved)
+        packs = C // lanes if wide else C
+        filled["packs"] = args.divisor(packs)
         if lanes:
             template = (*template, str(lanes if wide else 1))
-        items = N * C * math.prod(filled[self.over].tolist()) // (lanes if wide else 1)
+        items = N * packs * math.prod(filled[self.over]["value"].tolist())
         return Step(Instance(self.file, self.kernel, template), filled, blocks_for(items))
 
 
