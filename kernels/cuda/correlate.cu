@@ -101,7 +101,7 @@ template <int A> __device__ inline int64_t outputs(const Signal& a) {
 }
 
 template <class T, int A>
-__global__ void __launch_bounds__(256) correlate_direct(const __grid_constant__ Signal a) {
+__global__ void __launch_bounds__(256, 1) correlate_direct(const __grid_constant__ Signal a) {
     using S = Sum<T>;
     const T *const x = static_cast<const T*>(a.x), *const w = static_cast<const T*>(a.w);
     for (int64_t i = thread_number(); i < outputs<A>(a); i += thread_count()) {

@@ -46,7 +46,7 @@ __global__ void __launch_bounds__(256) avgpool_fprop(const __grid_constant__ Poo
 }
 
 template <class X, int V>
-__global__ void __launch_bounds__(256) avgpool_dgrad(const __grid_constant__ Pool a) {
+__global__ void __launch_bounds__(256, 2) avgpool_dgrad(const __grid_constant__ Pool a) {
     using A = computed<X>;
     for (int64_t number = thread_number(); number < places(a, a.size); number += thread_count()) {
         const Place i = place<V>(a, a.size, number);

@@ -121,7 +121,7 @@ template <> __device__ inline int64_t noted<int64_t>(const Pool& a, const Place&
 }
 
 template <class G, class T, int V>
-__global__ void __launch_bounds__(256) maxpool_dgrad(const __grid_constant__ Pool a) {
+__global__ void __launch_bounds__(256, 2) maxpool_dgrad(const __grid_constant__ Pool a) {
     for (int64_t number = thread_number(); number < places(a, a.size); number += thread_count()) {
         const Place i = place<V>(a, a.size, number);
         const Outputs z = outputs_of(a, 0, i.at[0]), p = outputs_of(a, 1, i.at[1]), q = outputs_of(a, 2, i.at[2]);

@@ -11,7 +11,7 @@ The smaller of the arrays serves as the taps, as on the CPU, and NaNs and infini
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -65,7 +65,7 @@ def instances() -> Iterator[Instance]:
 
 def claims(instance: Instance) -> dict[str, Any]:
     """What the compile gate holds an instance to."""
-    return {"registers": 128}
+    return {"registers": 255 if instance.args[-1] == str(MOST_AXES) else 128}
 
 
 # ---------------------------------------------------------------- the choice
@@ -113,7 +113,7 @@ def choose_exact(geometry: Geometry, on: device.Properties) -> tuple[str, dict[s
 
 def split_of(geometry: Geometry, on: device.Properties) -> dict[str, int]:
     """How "dot" shares the taps: the axis that is cut (of the 8), into how many parts, and threads along the last."""
-    m = [1, 1, *(geometry.m[axis] for axis in axes_of(geometry))][-3:]
+    m = [1, 1, 1, *(geometry.m[axis] for axis in axes_of(geometry))][-3:]
     cut = max(range(3), key=lambda axis: m[axis])
     lanes = min(THREADS, 1 << (m[2] - 1).bit_length())
     most = -(-m[cut] // (lanes if cut == 2 else 1))
@@ -160,7 +160,8 @@ class Products:
 
     def __init__(self, geometry: Geometry, algorithm: str, config: dict[str, Any]):
         self.geometry, self.algorithm, self.config, self.axes = geometry, algorithm, config, axes_of(geometry)
-        self.name, self.steps = STORED[geometry.dtype], {}  # type: tuple[str, dict[Any, Step]]
+        self.name = STORED[geometry.dtype]
+        self.steps: dict[Any, tuple[Step, ...]] = {}
         self.filled = self.fill()
         parts = math.prod(geometry.out) * config["parts"] if algorithm == "dot" else 0
         self.workspace = parts * max(4, ITEMSIZE[geometry.dtype])
@@ -187,14 +188,14 @@ class Products:
         on = device.current()
         pointers = {"x": on.pointer(x), "w": on.pointer(w), "y": on.pointer(out)}
         key = (x.strides, w.strides, out.strides)
-        filled = self.steps.get(key)
-        if filled is None:
-            filled = self.steps[key] = self.strided(x, w, out)
+        steps = self.steps.get(key)
+        if steps is None:
+            steps = self.steps[key] = self.strided(x, w, out)
         if self.algorithm != "dot":
-            filled[0](on, **pointers)
+            steps[0](on, **pointers)
             return
         partial = on.scratch(self.workspace)
-        for step in filled:
+        for step in steps:
             step(on, **pointers, partial=partial.pointer)
 
     def strided(self, x: Array, w: Array, y: Array) -> tuple[Step, ...]:
@@ -239,5 +240,3 @@ class Transforms:
 
     def exact(self, geometry: Geometry, out: Array, x: Array, w: Array) -> None:
         self.products.run(out, x, w)
-
-

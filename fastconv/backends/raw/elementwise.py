@@ -125,15 +125,16 @@ class BiasGrad:
 
     def prepare(self, db: Array, dy: Array, pointer: int) -> tuple[Step, Step]:
         steps, size, last = args.strides_of(dy), self.size, channels_last(dy)
-        if steps[3] == steps[4] * size[2] or size[1] == 1:
-            if steps[2] == steps[4] * size[2] * size[1] or size[0] == 1:
-                size = (1, 1, math.prod(size))
+        rows, planes = steps[4] * size[2], steps[4] * size[2] * size[1]
+        if (steps[3] == rows or size[1] == 1) and (steps[2] == planes or size[0] == 1):
+            size = (1, 1, math.prod(size))
         lanes = lanes_of(self.problem.dtype)
         if not (aligned(dy, pointer, lanes, 1) if last else runs(dy, pointer, lanes, steps, size)):
             lanes = 1
         filled = np.zeros((), args.BIAS_GRAD)
         filled["ys"], filled["bs"] = steps, db.strides[0] // db.dtype.itemsize
-        filled["N"], filled["C"], filled["channels_last"] = *dy.shape[:2], last
+        filled["N"], filled["C"] = dy.shape[:2]
+        filled["channels_last"] = last
         filled["size"] = [args.divisor(extent) for extent in size]
         filled["plane"] = args.divisor(math.prod(size) // (1 if last else lanes))
         filled["lanes"], filled["parts"] = self.split(last, lanes)

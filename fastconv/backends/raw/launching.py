@@ -101,4 +101,3 @@ def parts(N: int, C: int, plane_bytes: int) -> list[Part]:
 def total(part_list: Iterable[Part], plane_bytes: int) -> int:
     """The bytes of workspace that the largest part takes."""
     return max(((n.stop - n.start) * (c.stop - c.start) * plane_bytes for n, c in part_list), default=0)
-

@@ -98,7 +98,11 @@ def choose(op: str, problem: PoolProblem, on: device.Properties) -> tuple[str, d
     """(algorithm, config, why): a pure function of the problem and the device."""
     lanes = lanes_of(problem.dtype)
     if op.startswith("maxunpool"):
-        return "index", {}, "values move to and from where their indices say; of several, an atomic maximum finds the last"
+        return (
+            "index",
+            {},
+            "values move to and from where their indices say; of several, an atomic maximum finds the last",
+        )
     if op.startswith("lp"):
         lanes = 1
     why = "a thread per input cell gathers" if op.endswith("dgrad") else "a thread per output"
@@ -186,7 +190,9 @@ class Workspace:
         self.memory = on.scratch(N * C * math.prod(extents) * self.dtype.itemsize)
         d, h, w = args.lift(extents, 1)
         self.shape = (N, C, d, h, w)
-        steps = (d * h * w * C, 1, h * w * C, w * C, C) if channels_last(like) else (C * d * h * w, d * h * w, h * w, w, 1)
+        steps = (
+            (d * h * w * C, 1, h * w * C, w * C, C) if channels_last(like) else (C * d * h * w, d * h * w, h * w, w, 1)
+        )
         self.strides = tuple(step * self.dtype.itemsize for step in steps)
 
 
