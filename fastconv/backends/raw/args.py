@@ -61,14 +61,46 @@ PACKING = np.dtype(
     align=True,
 )
 
+DIVISOR = np.dtype([("multiplier", np.uint64), ("value", L), ("small", np.uint32), ("shift", I)], align=True)
+
 POOL = np.dtype(
-    [(name, P) for name in ("x", "y", "dx", "dy", "indices")]
-    + [(name, L, 5) for name in ("xs", "ys", "dxs", "dys", "is")]
-    + [("N", L), ("divisor", L), ("p", np.float64)]
-    + [(name, I) for name in ("C", "adaptive", "count_include_pad")]
-    + [(name, I, 3) for name in ("size", "out", "ksize", "stride", "dilation", "pad", "pad_high")],
+    [(name, P) for name in ("x", "y", "dx", "indices", "scratch", "flag")]
+    + [(name, L, 5) for name in ("xs", "ys", "dxs", "is", "ss")]
+    + [("N", L), ("divisor", L), ("p", np.float64), ("packs", DIVISOR)]
+    + [(name, DIVISOR, 3) for name in ("size", "out", "ksize", "stride", "dilation")]
+    + [("pad", I, 3), ("pad_high", I, 3)]
+    + [(name, I) for name in ("adaptive", "count_include_pad", "channels_last")],
     align=True,
 )
+
+MAP = np.dtype(
+    [(name, P) for name in ("y", "x", "saved")]
+    + [(name, L, 8) for name in ("ys", "xs", "ss")]
+    + [("shape", DIVISOR, 8), ("count", L), ("axes", I), ("activation", I)],
+    align=True,
+)
+
+BIAS_GRAD = np.dtype(
+    [(name, P) for name in ("y", "b", "partial")]
+    + [("ys", L, 5), ("bs", L), ("N", L), ("plane", DIVISOR), ("size", DIVISOR, 3)]
+    + [(name, I) for name in ("C", "channels_last", "lanes", "parts")],
+    align=True,
+)
+
+SIGNAL = np.dtype(
+    [(name, P) for name in ("x", "w", "y", "partial")]
+    + [(name, L, 8) for name in ("n", "m", "offset", "xs", "ws", "ys")]
+    + [("out", DIVISOR, 8)]
+    + [(name, I) for name in ("split", "parts", "lanes")],
+    align=True,
+)
+
+
+def divisor(value: int) -> tuple[int, int, int, int]:
+    """The struct Divisor of a number above 0."""
+    bits = (value - 1).bit_length()
+    multiplier, small = -(-(1 << 63 + bits) // value), -(-(1 << 31 + bits) // value)
+    return multiplier, value, small if value <= 2**31 else 0, bits
 
 
 def lift(values: Ints, fill: int) -> Ints:
@@ -111,18 +143,22 @@ def conv(problem: ConvProblem) -> np.ndarray:
 
 def pool(problem: PoolProblem) -> np.ndarray:
     """The struct of a pooling with its geometry filled in."""
-    window = problem.window
+    window, axes = problem.window, range(problem.ndim)
     args = np.zeros((), POOL)
-    args["N"], args["C"], args["p"] = problem.N, problem.C, problem.p
-    args["divisor"], args["count_include_pad"] = problem.divisor or 0, problem.count_include_pad
-    args["size"], args["out"] = lift(problem.size, 1), lift(problem.out, 1)
-    args["adaptive"] = window is None
+    args["N"], args["p"] = problem.N, problem.p
+    args["divisor"], args["count_include_pad"], args["adaptive"] = (
+        problem.divisor or 0,
+        problem.count_include_pad,
+        window is None,
+    )
+    args["packs"] = divisor(problem.C)
+    largest = tuple(max(count for _, count in problem.cells(axis)) for axis in axes) if window is None else ()
     ones = (1,) * problem.ndim
-    for name, values, fill in (
-        ("ksize", window.ksize if window else ones, 1), ("stride", window.stride if window else ones, 1),
-        ("dilation", window.dilation if window else ones, 1),
-        ("pad", tuple(low for low, _ in window.pad) if window else (0,) * problem.ndim, 0),
-        ("pad_high", tuple(high for _, high in window.pad) if window else (0,) * problem.ndim, 0),
+    for name, values in (
+        ("size", problem.size), ("out", problem.out), ("ksize", window.ksize if window else largest),
+        ("stride", window.stride if window else ones), ("dilation", window.dilation if window else ones),
     ):  # fmt: skip
-        args[name] = lift(values, fill)
+        args[name] = [divisor(value) for value in lift(values, 1)]
+    for end, name in enumerate(("pad", "pad_high")):
+        args[name] = lift(tuple(pair[end] for pair in window.pad) if window else (0,) * problem.ndim, 0)
     return args
