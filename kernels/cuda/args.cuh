@@ -5,34 +5,6 @@
 #pragma once
 #include "device.cuh"
 
-// How elements are stored, for operands whose dtype is not a template argument; the order of args.DTYPES.
-enum Dtype { FLOAT16, BFLOAT16, FLOAT32, FLOAT64, INT8, UINT8, INT32 };
-
-// How the threads of a block walk over memory; the order of bits of args.py.
-enum Walk { CHANNELS = 1, A_ALONG_SUM = 2, B_ALONG_SUM = 4, CHANNELS_FASTEST = 8 };
-
-// conv: fprop reads x, w, bias and writes y; dgrad reads y, w, bias (over x's channels) and writes x;
-// wgrad reads y, x and writes w.
-struct Conv {
-    void *x, *w, *y, *bias, *scratch;
-    int64_t xs[5], ws[5], ys[5], bs;
-    int64_t N;
-    int32_t C, K, G, activation;
-    int32_t size[3], ksize[3], out[3], stride[3], dilation[3], pad[3];
-    int32_t tap_step[3];     // stride / gcd(stride, dilation): how far apart the taps are that meet one cell of dx
-    int32_t xt, wt, yt, bt;  // Dtype
-    int32_t walk;            // Walk
-    int32_t lanes;           // threads of a block side by side along channels; the others lie along pixels
-    int32_t splits;          // into how many parts the sum is cut; each writes its own part of scratch
-};
-
-// reduce: out[i] = activate(sum over s < splits of scratch[s, i] + bias[i1]), over the five axes of out.
-struct Splits {
-    void *scratch, *out, *bias;
-    int64_t extent[5], stride[5], bs;
-    int32_t splits, activation, bt;
-};
-
 // A divisor above 0 that the host knows, with what turns a division into a multiplication: with l bits in value - 1,
 // multiplier = ceil(2^(63 + l) / value) gives the quotient of every n in [0, 2^62), and small = ceil(2^(31 + l) / value)
 // that of every n below 2^31 (0 where value is above 2^31). Granlund and Montgomery, Division by invariant integers
@@ -59,6 +31,37 @@ __device__ inline int64_t split(int64_t& rest, const Divisor& extent) {
 
 __device__ inline int64_t thread_number() { return int64_t(blockIdx.x) * blockDim.x + threadIdx.x; }
 __device__ inline int64_t thread_count() { return int64_t(gridDim.x) * blockDim.x; }
+
+// How elements are stored, for operands whose dtype is not a template argument; the order of args.DTYPES.
+enum Dtype { FLOAT16, BFLOAT16, FLOAT32, FLOAT64, INT8, UINT8, INT32 };
+
+// How the threads of a block walk over memory; the order of bits of args.py.
+enum Walk { CHANNELS = 1, A_ALONG_SUM = 2, B_ALONG_SUM = 4, CHANNELS_FASTEST = 8 };
+
+// conv: fprop reads x, w, bias and writes y; dgrad reads y, w, bias (over x's channels) and writes x;
+// wgrad reads y, x and writes w.
+struct Conv {
+    void *x, *w, *y, *bias, *scratch;
+    int64_t xs[5], ws[5], ys[5], bs;
+    int64_t N;
+    Divisor size[3], ksize[3], out[3], stride[3];
+    Divisor groups, blocks;  // blocks: of the channels that a thread takes
+    int32_t C, K, activation;
+    int32_t dilation[3], pad[3];
+    int32_t tap_step[3];     // stride / gcd(stride, dilation): how far apart the taps are that meet one cell of dx
+    int32_t xt, wt, yt, bt;  // Dtype
+    int32_t walk;            // Walk
+    int32_t lanes;           // threads of a block side by side along channels; the others lie along pixels
+    int32_t splits;          // into how many parts the sum is cut; each writes its own part of scratch
+};
+
+// reduce: out[i] = activate(sum over s < splits of scratch[s, i] + bias[i1]), over the five axes of out.
+struct Splits {
+    void *scratch, *out, *bias;
+    Divisor extent[5];
+    int64_t stride[5], bs;
+    int32_t splits, activation, bt;
+};
 
 // pool: x or its gradient dx, y or its gradient (dgrad reads it). `indices` are flat spatial offsets. `scratch` is what
 // a gradient's first pass leaves to its second, of y's shape: tap numbers (max), norms (lp); for unpooling, per cell,

@@ -29,10 +29,10 @@ template <class A, int V, class T> __device__ inline void weights_of(A (&weights
 template <int PASS, class T, class R, int V> __device__ inline void gather(const Conv& a) {
     using A = computed<R>;
     constexpr bool forward = PASS == FPROP;
-    const int multiple = a.K / a.C, channels = forward ? a.K : a.C, blocks = channels / V;
+    const int multiple = a.K / a.C, blocks = a.blocks;
     const int64_t* ss = forward ? a.xs : a.ys;
     const int64_t* rs = forward ? a.ys : a.xs;
-    const int32_t* extent = forward ? a.out : a.size;
+    const Divisor* extent = forward ? a.out : a.size;
     const T* from = static_cast<const T*>(forward ? a.x : a.y);
     const T* filters = static_cast<const T*>(a.w);
     const int type = forward ? a.xt : a.yt;
@@ -41,21 +41,21 @@ template <int PASS, class T, class R, int V> __device__ inline void gather(const
     for (int64_t flat = thread_number(); flat < total; flat += thread_count()) {
         int64_t n = flat;
         int channel = 0, at[3];
-        if (a.walk & CHANNELS) channel = take(n, blocks) * V;
+        if (a.walk & CHANNELS) channel = take(n, a.blocks) * V;
         for (int axis = 2; axis >= 0; --axis) at[axis] = take(n, extent[axis]);
-        if (!(a.walk & CHANNELS)) channel = take(n, blocks) * V;
+        if (!(a.walk & CHANNELS)) channel = take(n, a.blocks) * V;
 
         A acc[V] = {};
         for (int j = 0; j < (forward ? 1 : multiple); ++j) {
             const int filter = forward ? channel : channel * multiple + j;
             const T* cells = from + n * ss[0] + (forward ? channel / multiple : filter) * ss[1];
-            for (int t = 0; t < a.ksize[0]; ++t) {
+            for (int t = 0; t < int(a.ksize[0]); ++t) {
                 const int d = source<PASS>(a, 0, at[0], t);
                 if (d < 0) continue;
-                for (int r = 0; r < a.ksize[1]; ++r) {
+                for (int r = 0; r < int(a.ksize[1]); ++r) {
                     const int h = source<PASS>(a, 1, at[1], r);
                     if (h < 0) continue;
-                    for (int s = 0; s < a.ksize[2]; ++s) {
+                    for (int s = 0; s < int(a.ksize[2]); ++s) {
                         const int w = source<PASS>(a, 2, at[2], s);
                         if (w < 0) continue;
                         Pack<T, V> cell = load<V>(cells + d * ss[2] + h * ss[3] + w * ss[4]);
@@ -92,12 +92,12 @@ template <class T, class R, int V> __global__ void __launch_bounds__(256, V > 4 
     const int taps = a.ksize[0] * a.ksize[1] * a.ksize[2], multiple = a.K / a.C, blocks = a.K / V;
     const int lane = threadIdx.x % a.lanes, row = threadIdx.x / a.lanes, rows = 256 / a.lanes;
 
-    int64_t rest = blockIdx.x;
+    uint32_t rest = blockIdx.x;
     const int first_tap = take(rest, (taps - 1) / TAPS + 1) * TAPS;
-    const int bundle = take(rest, (blocks - 1) / a.lanes + 1), split = int(rest);
+    const int bundle = take(rest, (blocks - 1) / a.lanes + 1), part_number = int(rest);
     const int block = bundle * a.lanes + lane, k = block * V, c = k / multiple;
     const int64_t pixels = a.N * a.out[0] * a.out[1] * a.out[2], part = (pixels + a.splits - 1) / a.splits;
-    const int64_t first = min(pixels, part * split), end = block < blocks ? min(pixels, first + part) : 0;
+    const int64_t first = min(pixels, part * part_number), end = block < blocks ? min(pixels, first + part) : 0;
 
     if (threadIdx.x < TAPS) {
         int64_t tap = first_tap + threadIdx.x, move = 0;
@@ -113,8 +113,8 @@ template <class T, class R, int V> __global__ void __launch_bounds__(256, V > 4 
     A acc[TAPS][V] = {};
     Odometer pixel(a, first + row, rows);
     for (int64_t index = first + row; index < end; index += rows, pixel.advance(a)) {
-        const int d = pixel.at[0] * a.stride[0] - a.pad[0], h = pixel.at[1] * a.stride[1] - a.pad[1];
-        const int w = pixel.at[2] * a.stride[2] - a.pad[2];
+        const int d = pixel.at[0] * int(a.stride[0]) - a.pad[0], h = pixel.at[1] * int(a.stride[1]) - a.pad[1];
+        const int w = pixel.at[2] * int(a.stride[2]) - a.pad[2];
         const T* y = static_cast<const T*>(a.y) + pixel.n * a.ys[0] + k * a.ys[1] + pixel.at[0] * a.ys[2] + pixel.at[1] * a.ys[3] + pixel.at[2] * a.ys[4];
         const T* x = static_cast<const T*>(a.x) + pixel.n * a.xs[0] + c * a.xs[1] + d * a.xs[2] + h * a.xs[3] + w * a.xs[4];
         Pack<T, V> gradient = load<V>(y);
@@ -141,7 +141,7 @@ template <class T, class R, int V> __global__ void __launch_bounds__(256, V > 4 
         }
         if (row == 0 && block < blocks) {
             int64_t tap = first_tap + i, offset = 0;
-            A* parts = static_cast<A*>(a.scratch) + (split * int64_t(a.K) + k) * taps + tap;
+            A* parts = static_cast<A*>(a.scratch) + (part_number * int64_t(a.K) + k) * taps + tap;
             for (int axis = 2; axis >= 0; --axis) offset += take(tap, a.ksize[axis]) * a.ws[2 + axis];
             R* result = static_cast<R*>(a.w) + k * a.ws[0] + offset;
 #pragma unroll

@@ -13,7 +13,7 @@ template <class R> __global__ void __launch_bounds__(256, 2) reduce_splits(const
         int64_t rest = flat, offset = 0;
         int place[5];
         for (int axis = 4; axis > 0; --axis) {
-            place[axis] = take(rest, int(a.extent[axis]));
+            place[axis] = take(rest, a.extent[axis]);
             offset += place[axis] * a.stride[axis];
         }
         sum += bias_of<A>(a.bias, place[1] * a.bs, a.bt);

@@ -5,6 +5,7 @@ A plan fills the geometry once. A call adds strides and pointers. A test compare
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -18,18 +19,22 @@ DTYPES = ("float16", "bfloat16", "float32", "float64", "int8", "uint8", "int32")
 #: The bits of the enum Walk.
 CHANNELS, A_ALONG_SUM, B_ALONG_SUM, CHANNELS_FASTEST = 1, 2, 4, 8
 
+DIVISOR = np.dtype([("multiplier", np.uint64), ("value", L), ("small", np.uint32), ("shift", I)], align=True)
+
 CONV = np.dtype(
     [(name, P) for name in ("x", "w", "y", "bias", "scratch")]
     + [("xs", L, 5), ("ws", L, 5), ("ys", L, 5), ("bs", L), ("N", L)]
-    + [(name, I) for name in ("C", "K", "G", "activation")]
-    + [(name, I, 3) for name in ("size", "ksize", "out", "stride", "dilation", "pad", "tap_step")]
+    + [(name, DIVISOR, 3) for name in ("size", "ksize", "out", "stride")]
+    + [(name, DIVISOR) for name in ("groups", "blocks")]
+    + [(name, I) for name in ("C", "K", "activation")]
+    + [(name, I, 3) for name in ("dilation", "pad", "tap_step")]
     + [(name, I) for name in ("xt", "wt", "yt", "bt", "walk", "lanes", "splits")],
     align=True,
 )
 
 SPLITS = np.dtype(
     [(name, P) for name in ("scratch", "out", "bias")]
-    + [("extent", L, 5), ("stride", L, 5), ("bs", L)]
+    + [("extent", DIVISOR, 5), ("stride", L, 5), ("bs", L)]
     + [(name, I) for name in ("splits", "activation", "bt")],
     align=True,
 )
@@ -60,8 +65,6 @@ PACKING = np.dtype(
     + [("C", I), ("padded", I), ("extent", I, 3)],
     align=True,
 )
-
-DIVISOR = np.dtype([("multiplier", np.uint64), ("value", L), ("small", np.uint32), ("shift", I)], align=True)
 
 POOL = np.dtype(
     [(name, P) for name in ("x", "y", "dx", "indices", "scratch", "flag")]
@@ -129,14 +132,14 @@ def conv(problem: ConvProblem) -> np.ndarray:
     """The struct of a convolution with its geometry filled in."""
     window = problem.window
     args = np.zeros((), CONV)
-    args["N"], args["C"], args["K"], args["G"] = problem.N, problem.C, problem.K, problem.groups
-    args["activation"] = activation(problem)
-    for name, values, fill in (
-        ("size", problem.size, 1), ("out", problem.out, 1), ("ksize", window.ksize, 1), ("stride", window.stride, 1),
-        ("dilation", window.dilation, 1), ("pad", tuple(low for low, _ in window.pad), 0),
+    args["N"], args["C"], args["K"], args["activation"] = problem.N, problem.C, problem.K, activation(problem)
+    args["groups"], args["blocks"] = divisor(problem.groups), divisor(1)
+    for name, values in (
+        ("size", problem.size), ("out", problem.out), ("ksize", window.ksize), ("stride", window.stride),
     ):  # fmt: skip
-        args[name] = lift(values, fill)
-    args["tap_step"] = args["stride"] // np.gcd(args["stride"], args["dilation"])
+        args[name] = [divisor(value) for value in lift(values, 1)]
+    args["dilation"], args["pad"] = lift(window.dilation, 1), lift(tuple(low for low, _ in window.pad), 0)
+    args["tap_step"] = [s // math.gcd(s, d) for s, d in zip(lift(window.stride, 1), args["dilation"], strict=True)]
     args["lanes"] = args["splits"] = 1
     return args
 

@@ -84,8 +84,8 @@ def steps(op: str, problem: ConvProblem, config: dict[str, Any], operands: Opera
         return [product, reduction(op, problem, operands, splits)] if splits > 1 else [product]
     channels, result = (problem.C, "x") if op == "conv_dgrad" else (problem.K, "y")
     walk = args.CHANNELS if operands.channels_inside(result) else 0
-    threads = pixels_of(op, problem) * channels // width
-    return [Step(instance, blocks_for(threads), conv_args(problem, operands, walk))]
+    blocks = channels // width
+    return [Step(instance, blocks_for(pixels_of(op, problem) * blocks), conv_args(problem, operands, walk, blocks))]
 
 
 def instances() -> Iterator[Instance]:

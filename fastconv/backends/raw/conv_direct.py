@@ -55,11 +55,12 @@ def steps(op: str, problem: ConvProblem, config: dict[str, Any], operands: Opera
     blocks = -(-M // outputs)
     if op == "conv_wgrad":
         lanes = min(32, power_of_two(blocks)) if operands.channels_inside("y") else 1
-        grid = problem.groups * -(-blocks // lanes) * L * problem.window.taps
-        return [Step(instance, min(grid, LARGEST_GRID), conv_args(problem, operands, lanes=lanes))]
+        bundles = -(-blocks // lanes)
+        grid = problem.groups * bundles * L * problem.window.taps
+        return [Step(instance, min(grid, LARGEST_GRID), conv_args(problem, operands, blocks=bundles, lanes=lanes))]
     walk = args.CHANNELS if operands.channels_inside("y" if op == "conv_fprop" else "x") else 0
     threads = pixels_of(op, problem) * problem.groups * blocks
-    return [Step(instance, blocks_for(threads), conv_args(problem, operands, walk))]
+    return [Step(instance, blocks_for(threads), conv_args(problem, operands, walk, blocks))]
 
 
 def packing(op: str, problem: ConvProblem, operands: Operands) -> tuple[str, int]:

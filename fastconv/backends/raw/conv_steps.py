@@ -96,7 +96,9 @@ def _extents(view: Any) -> Ints:
     return (*shape[:2], *args.lift(shape[2:], 1))
 
 
-def conv_args(problem: ConvProblem, operands: Operands, walk: int = 0, lanes: int = 1, splits: int = 1) -> np.ndarray:
+def conv_args(
+    problem: ConvProblem, operands: Operands, walk: int = 0, blocks: int = 1, lanes: int = 1, splits: int = 1
+) -> np.ndarray:
     """The struct Conv but for the addresses."""
     filled = args.conv(problem)
     for role, field in (("x", "xs"), ("w", "ws"), ("y", "ys")):
@@ -104,6 +106,7 @@ def conv_args(problem: ConvProblem, operands: Operands, walk: int = 0, lanes: in
     for role, field in (("x", "xt"), ("w", "wt"), ("y", "yt"), ("bias", "bt")):
         filled[field] = args.DTYPES.index(operands.dtypes.get(role, "float32"))
     (filled["bs"],) = operands.strides.get("bias", (0,))
+    filled["blocks"] = args.divisor(blocks)
     filled["walk"], filled["lanes"], filled["splits"] = walk, lanes, splits
     return filled
 
@@ -177,7 +180,7 @@ def reduction(op: str, problem: ConvProblem, operands: Operands, splits: int) ->
     role = result_of(op)
     dims = problem.dims(role)
     filled = np.zeros((), args.SPLITS)
-    filled["extent"] = (*dims[:2], *args.lift(dims[2:], 1))
+    filled["extent"] = [args.divisor(n) for n in (*dims[:2], *args.lift(dims[2:], 1))]
     filled["stride"] = operands.strides[role]
     filled["splits"] = splits
     (filled["bs"],) = operands.strides.get("bias", (0,))
