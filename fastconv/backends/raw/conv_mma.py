@@ -482,7 +482,8 @@ def sum_of_parts(problem: ConvProblem, operands: Operands, parts: int) -> Step:
     """reduce.cu over parts that lie as [part][k][tap][c]."""
     filled = np.zeros((), args.SPLITS)
     k, c, *taps = operands.strides["w"]
-    filled["extent"] = (problem.K, *args.lift(problem.window.ksize, 1), problem.C // problem.groups)
+    extent = (problem.K, *args.lift(problem.window.ksize, 1), problem.C // problem.groups)
+    filled["extent"] = [args.divisor(n) for n in extent]
     filled["stride"] = (k, *taps, c)
     filled["splits"] = parts
     result = {"float16": "f16", "bfloat16": "bf16", "float32": "float"}[problem.dtype]
