@@ -46,6 +46,7 @@ from fastconv.problem import ITEMSIZE, Ints, PoolProblem
 Array = Any
 Run = Callable[..., None]
 
+MOST_NUMBERED = 2**31  # taps of windows that threads of several channels number
 MOST_TAPS = 255  # that a byte can number, 255 being none
 STRIDES = {"x": "xs", "y": "ys", "dx": "dxs", "indices": "is", "scratch": "ss"}
 FLOATS = ("float16", "bfloat16", "float32", "float64")
@@ -224,18 +225,18 @@ class Pass:
 
     def prepare(self, template: tuple[str, ...], lanes: int, views: dict[str, Array], pointers: dict[str, int]) -> Step:
         N, C = views[self.main].shape[:2]
-        filled, last = self.geometry.copy(), channels_last(views.get("x", views[self.main]))
+        source = views["x"] if "x" in views else views[self.main]
+        filled, last = self.geometry.copy(), channels_last(source)
         filled["N"], filled["channels_last"] = N, last
         for name, view in views.items():
             if name in STRIDES:
                 filled[STRIDES[name]] = args.strides_of(view)
         moved = [name for name in views if name not in ("flag", *(("indices",) if self.over == "out" else ()))]
-        if lanes > 1 and not all(aligned(views[name], pointers[name], lanes, 1) for name in moved):
+        wide = last and self.problem.taps < MOST_NUMBERED
+        if lanes > 1 and not (wide and all(aligned(views[name], pointers[name], lanes, 1) for name in moved)):
             lanes = 1
-        dtype = name_of(views.get("x", views[self.main]).dtype)
-        algorithm = (
-            "direct" if self.plain else variant(self.kernel, self.problem, dtype, last, template[1:] == ("uint8_t",))
-        )
+        by_tap = template[1:] == ("uint8_t",)
+        algorithm = "direct" if self.plain else variant(self.kernel, self.problem, name_of(source.dtype), last, by_tap)
         kernel, template, over = self.instance(algorithm, template, lanes)
         packs = C // max(1, lanes)
         filled["packs"], filled["over"] = args.divisor(packs), [args.divisor(extent) for extent in over]
