@@ -14,12 +14,51 @@ from fastconv.problem import ACTIVATIONS, ConvProblem, Ints, PoolProblem
 
 P, I, L = np.uint64, np.int32, np.int64
 
+#: The order of the enum Dtype.
+DTYPES = ("float16", "bfloat16", "float32", "float64", "int8", "uint8", "int32")
+#: The bits of the enum Walk.
+CHANNELS, A_ALONG_SUM, B_ALONG_SUM, CHANNELS_FASTEST = 1, 2, 4, 8
+
 CONV = np.dtype(
     [(name, P) for name in ("x", "w", "y", "bias", "scratch")]
     + [("xs", L, 5), ("ws", L, 5), ("ys", L, 5), ("bs", L), ("N", L)]
     + [(name, I) for name in ("C", "K", "G", "activation")]
-    + [(name, I, 3) for name in ("size", "ksize", "out", "stride", "dilation", "pad")]
-    + [("splits", I)],
+    + [(name, I, 3) for name in ("size", "ksize", "out", "stride", "dilation", "pad", "tap_step")]
+    + [(name, I) for name in ("xt", "wt", "yt", "bt", "walk", "lanes", "splits")],
+    align=True,
+)
+
+SPLITS = np.dtype(
+    [(name, P) for name in ("scratch", "out", "bias")]
+    + [("extent", L, 5), ("stride", L, 5), ("bs", L)]
+    + [(name, I) for name in ("splits", "activation", "bt")],
+    align=True,
+)
+
+GATHER = np.dtype(
+    [(name, P) for name in ("a", "w", "d", "bias")]
+    + [("a0", L), ("w0", L), ("d0", L), ("as", L, 5), ("ws", L, 2), ("wt", L, 3), ("wg", L), ("ds", L, 5)]
+    + [("bs", L), ("pixels", L)]
+    + [(name, I) for name in ("C", "M", "G", "activation", "bt")]
+    + [(name, I, 3) for name in ("source", "out", "step", "taps", "first", "apart")]
+    + [("wide", I)],
+    align=True,
+)
+
+WGRAD = np.dtype(
+    [(name, P) for name in ("x", "w", "y", "scratch")]
+    + [(name, L) for name in ("x0", "y0", "s0")]
+    + [(name, L, 5) for name in ("xs", "ws", "ys")]
+    + [(name, L) for name in ("pixels", "part", "advance_n")]
+    + [(name, I) for name in ("C", "K", "G", "Cw", "Kw", "parts")]
+    + [(name, I, 3) for name in ("size", "ksize", "out", "stride", "dilation", "pad", "advance")],
+    align=True,
+)
+
+PACKING = np.dtype(
+    [(name, P) for name in ("from", "to")]
+    + [("from0", L), ("to0", L), ("strides", L, 5), ("pixels", L)]
+    + [("C", I), ("padded", I), ("extent", I, 3)],
     align=True,
 )
 
@@ -70,11 +109,21 @@ def lift(values: Ints, fill: int) -> Ints:
     return (fill,) * (3 - len(values)) + tuple(values)
 
 
+def element_strides(view: Any) -> Ints:
+    """Strides of a view, in elements."""
+    size = view.dtype.itemsize
+    return tuple(stride // size for stride in view.strides)
+
+
 def strides_of(view: Any) -> Ints:
     """Element strides of a canonical operand, its spatial axes lifted to three."""
-    size = view.dtype.itemsize
-    steps = tuple(stride // size for stride in view.strides)
+    steps = element_strides(view)
     return (*steps[:2], *lift(steps[2:], 0))
+
+
+def activation(problem: ConvProblem) -> int:
+    """The number of a problem's activation in the enum Activation."""
+    return 0 if problem.activation is None else ACTIVATIONS.index(problem.activation) + 1
 
 
 def conv(problem: ConvProblem) -> np.ndarray:
@@ -82,13 +131,14 @@ def conv(problem: ConvProblem) -> np.ndarray:
     window = problem.window
     args = np.zeros((), CONV)
     args["N"], args["C"], args["K"], args["G"] = problem.N, problem.C, problem.K, problem.groups
-    args["activation"] = 0 if problem.activation is None else ACTIVATIONS.index(problem.activation) + 1
+    args["activation"] = activation(problem)
     for name, values, fill in (
         ("size", problem.size, 1), ("out", problem.out, 1), ("ksize", window.ksize, 1), ("stride", window.stride, 1),
         ("dilation", window.dilation, 1), ("pad", tuple(low for low, _ in window.pad), 0),
     ):  # fmt: skip
         args[name] = lift(values, fill)
-    args["splits"] = 1
+    args["tap_step"] = args["stride"] // np.gcd(args["stride"], args["dilation"])
+    args["lanes"] = args["splits"] = 1
     return args
 
 
