@@ -11,6 +11,7 @@ import fastconv
 from fastconv import arrays, dispatch
 from fastconv.backends.raw import args, device, elementwise, pool
 from fastconv.backends.raw.launching import parts
+from fastconv.backends.reference import divisors_of
 from fastconv.problem import ACTIVATIONS, ActivationProblem, PoolProblem
 from fastconv.testing import cases, compare, emulator, selftest
 
@@ -71,14 +72,33 @@ def test_parts_cover_all_planes_and_keep_the_limit(monkeypatch):
 
 def test_choices():
     case = PoolProblem.parse("pool2d n=8 c=64 size=112 ksize=3 stride=2 pad=1 dtype=float16 layout=NHWC")
+    plane = replace(case, layout="NCHW")
     assert pool.choose("maxpool_fprop", case, H100)[:2] == ("direct", {"lanes": 8})
-    assert pool.choose("maxpool_dgrad", replace(case, dtype="float64"), H100)[1] == {"lanes": 1}
+    assert pool.choose("maxpool_indices", plane, H100)[:2] == ("strips", {"lanes": 1})
+    assert pool.choose("maxpool_fprop", plane, H100, "off")[0] == "direct"
+    assert pool.choose("maxpool_dgrad", case, H100)[:2] == ("blocks", {"lanes": 8})
+    assert pool.choose("maxpool_dgrad", replace(case, dtype="float64"), H100)[:2] == ("direct", {"lanes": 1})
+    whole = PoolProblem.parse("pool2d n=8 c=64 size=56 bins=1")
+    assert pool.choose("avgpool_fprop", whole, H100)[0] == "wide"
+    assert pool.choose("avgpool_fprop", nhwc(whole), H100)[0] == "direct"
     assert pool.choose("maxunpool_fprop", case, H100)[0] == "index"
     assert elementwise.choose("bias_grad", case, H100)[0] == "two_stages"
     assert pool.plane_bytes("maxpool_dgrad", case) == 56 * 56  # a byte per window
     assert pool.plane_bytes("maxpool_fprop", case) == 0
     wide = PoolProblem.parse("pool2d n=1 c=1 size=40 ksize=16 stride=1")
     assert pool.plane_bytes("maxpool_dgrad", wide) == 8 * 25 * 25  # 256 taps are more than a byte numbers
+
+
+@pytest.mark.parametrize("name", [name for name in cases.POOL if name != "empty_batch"])
+@pytest.mark.parametrize("padded", [True, False])
+def test_a_common_count_is_that_of_every_window(name, padded):
+    """Where an average has one divisor, it is what the reference divides every window by."""
+    problem = cases.pool(name, divisor=None, count_include_pad=padded)
+    counts = set(divisors_of(problem).reshape(-1).tolist())
+    common = args.common_count(problem)
+    assert counts == {common} if common else True
+    if name in ("halve", "overlap", "stride_skips", "whole", "global", "adaptive_same"):
+        assert common
 
 
 @pytest.mark.parametrize("module", [pool, elementwise])
@@ -108,6 +128,51 @@ def test_channels_move_in_16_bytes(launched, dtype):
         selftest.check_avgpool("raw", "avg_pool", problem)
         widths = {name.rpartition(", ")[2] for name in launched if "check" not in name and "int64_t" not in name}
         assert widths == {f"{width}>"}, launched
+
+
+STEPPED = [
+    "pool2d n=2 c=3 size=13x11 ksize=3 stride=2", "pool2d n=2 c=2 size=12x14 ksize=3 stride=2 pad=1",
+    "pool2d n=1 c=2 size=9x10 ksize=3 stride=2 pad=2:0x1:2 rounding=ceil", "pool2d n=2 c=3 size=9x7 ksize=2",
+    "pool2d n=1 c=2 size=8x9 ksize=2 pad=1:0x0:1", "pool3d n=1 c=2 size=3x9x8 ksize=1x3x3 stride=1x2x2 pad=0x1x1",
+    "pool2d n=1 c=1 size=2x1 ksize=3 stride=2 pad=2",
+]  # fmt: skip
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+@pytest.mark.parametrize("case", STEPPED)
+def test_strips_and_blocks(launched, case, dtype):
+    """Windows that step by 2, in planes and along channels: at every edge, with every padding."""
+    problem = replace(PoolProblem.parse(case), dtype=dtype)
+    selftest.check_maxpool("raw", "max_pool", problem)
+    shape = f"{pool.STORED[dtype]}, {problem.window.ksize[-1]}, 2"
+    assert f"maxpool_fprop_strips<{shape}>" in launched
+    assert f"maxpool_dgrad_blocks<{shape}, 1>" in launched
+    launched.clear()
+    selftest.check_maxpool("raw", "max_pool", replace(problem, C=16, layout="NHWC"))
+    assert f"maxpool_dgrad_blocks<{shape}, {pool.lanes_of(dtype)}>" in launched
+    assert not [name for name in launched if "strips" in name]
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+@pytest.mark.parametrize(
+    "case", ["size=9x11 bins=1", "size=23x19 bins=2x3", "size=9x10 ksize=8 stride=3 pad=4:3x2:4 dilation=1"]
+)
+def test_a_warp_for_a_wide_window(launched, case, dtype):
+    """Ties and NaNs: the first of them, whichever lanes meet them; at edges and with uneven bins too."""
+    problem = PoolProblem.parse(f"pool2d n=2 c=3 {case} dtype={dtype}")
+    selftest.check_maxpool("raw", "max_pool", problem)
+    selftest.check_avgpool("raw", "avg_pool", problem)
+    selftest.check_avgpool("raw", "avg_pool", replace(problem, count_include_pad=False))
+    x = cases.pool_integers(problem, "x").reshape(problem.shape("x"))
+    x[:, 0] = np.nan
+    x[:, 1, 3:5, 2:6] = np.nan
+    x[:, 2] = -np.inf
+    results = [cases.pool_call("max", problem, x, return_indices=True, backend=name) for name in ("raw", "reference")]
+    for actual, expected in zip(*results, strict=True):
+        compare.equal(actual, expected, str(problem))
+    assert {f"{kind}pool_fprop_wide<{pool.STORED[dtype]}>" for kind in ("max", "avg")} <= set(launched)
 
 
 @needs_compiler
@@ -183,6 +248,7 @@ def test_windows_of_many_taps_note_offsets(launched):
         launched.clear()
         selftest.check_maxpool("raw", "max_pool", problem)
         assert "maxpool_dgrad<float, int64_t, 1>" in launched
+        assert "maxpool_dgrad_blocks" not in "".join(launched)
         assert "maxpool_dgrad<float, uint8_t, 1>" not in launched
 
 

@@ -71,7 +71,8 @@ struct Pool {
     int64_t xs[5], ys[5], dxs[5], is[5], ss[5];
     int64_t N, divisor;  // divisor 0: the number of cells
     double p;
-    Divisor packs, size[3], out[3], ksize[3], stride[3], dilation[3];  // packs: of the channels that a thread takes
+    Divisor packs, over[3];  // of channels that a thread takes, and what threads run over: outputs, cells or blocks
+    Divisor size[3], out[3], ksize[3], stride[3], dilation[3];
     int32_t pad[3], pad_high[3], adaptive, count_include_pad, channels_last;
 };
 

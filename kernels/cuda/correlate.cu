@@ -186,7 +186,7 @@ __device__ inline void slide(A (&sum)[EACH], const A* x, const A* w, int at, int
     }
 }
 
-template <class T> __global__ void __launch_bounds__(THREADS) correlate_rows(const __grid_constant__ Signal a) {
+template <class T> __global__ void __launch_bounds__(THREADS, 2) correlate_rows(const __grid_constant__ Signal a) {
     using S = Sum<T>;
     using A = typename S::type;
     __shared__ A cells[STRETCH + STRETCH / EACH];

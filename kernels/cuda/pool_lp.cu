@@ -25,20 +25,20 @@ template <class A> __device__ inline A raised(A base, A p) {
 template <class X, class Use>
 __device__ inline void each_cell(const Pool& a, const X* x, const Taps& z, const Taps& p, const Taps& q, Use use) {
     for (int32_t t = z.begin; t < z.end; ++t) {
-        const X* const plane = x + (z.first + t * a.dilation[0].value) * a.xs[2];
+        const X* const plane = x + cell(a, z, 0, t);
         for (int32_t r = p.begin; r < p.end; ++r) {
-            const X* const row = plane + (p.first + r * a.dilation[1].value) * a.xs[3];
+            const X* const row = plane + cell(a, p, 1, r);
             for (int32_t s = q.begin; s < q.end; ++s)
-                use(widen(row[(q.first + s * a.dilation[2].value) * a.xs[4]]));
+                use(widen(row[cell(a, q, 2, s)]));
         }
     }
 }
 
-template <class X> __global__ void __launch_bounds__(256) lppool_fprop(const __grid_constant__ Pool a) {
+template <class X> __global__ void __launch_bounds__(256, 2) lppool_fprop(const __grid_constant__ Pool a) {
     using A = computed<X>;
     const A exponent = A(a.p), root = A(1.0 / a.p);
-    for (int64_t i = thread_number(); i < places(a, a.out); i += thread_count()) {
-        const Place o = place<1>(a, a.out, i);
+    for (int64_t i = thread_number(); i < places(a); i += thread_count()) {
+        const Place o = place<1>(a, i);
         const Taps z = taps_of(a, 0, o.at[0]), p = taps_of(a, 1, o.at[1]), q = taps_of(a, 2, o.at[2]);
         const X* const x = static_cast<const X*>(a.x) + offset(a.xs, o.n, o.c);
         A scale = 0, sum = 0;
@@ -58,11 +58,11 @@ template <class A> __device__ inline A slope(A x, A norm, A exponent) {
     return x < A(0) ? -size : x > A(0) ? size : x;  // a NaN stays one
 }
 
-template <class X> __global__ void __launch_bounds__(256) lppool_dgrad(const __grid_constant__ Pool a) {
+template <class X> __global__ void __launch_bounds__(256, 2) lppool_dgrad(const __grid_constant__ Pool a) {
     using A = computed<X>;
     const A exponent = A(a.p - 1.0);
-    for (int64_t number = thread_number(); number < places(a, a.size); number += thread_count()) {
-        const Place i = place<1>(a, a.size, number);
+    for (int64_t number = thread_number(); number < places(a); number += thread_count()) {
+        const Place i = place<1>(a, number);
         const Outputs z = outputs_of(a, 0, i.at[0]), p = outputs_of(a, 1, i.at[1]), q = outputs_of(a, 2, i.at[2]);
         const X* const dy = static_cast<const X*>(a.y) + offset(a.ys, i.n, i.c);
         const A* const norms = static_cast<const A*>(a.scratch) + offset(a.ss, i.n, i.c);

@@ -16,18 +16,18 @@ struct Place {
     int32_t c, at[3];
 };
 
-template <int V> __device__ inline Place place(const Pool& a, const Divisor (&extent)[3], int64_t rest) {
+template <int V> __device__ inline Place place(const Pool& a, int64_t rest) {
     Place p;
     if (a.channels_last) p.c = int32_t(split(rest, a.packs)) * V;
 #pragma unroll
-    for (int axis = 2; axis >= 0; --axis) p.at[axis] = int32_t(split(rest, extent[axis]));
+    for (int axis = 2; axis >= 0; --axis) p.at[axis] = int32_t(split(rest, a.over[axis]));
     if (!a.channels_last) p.c = int32_t(split(rest, a.packs)) * V;
     p.n = rest;
     return p;
 }
 
-__device__ inline int64_t places(const Pool& a, const Divisor (&extent)[3]) {
-    return a.N * a.packs.value * extent[0].value * extent[1].value * extent[2].value;
+__device__ inline int64_t places(const Pool& a) {
+    return a.N * a.packs.value * a.over[0].value * a.over[1].value * a.over[2].value;
 }
 
 __device__ inline int64_t offset(const int64_t (&strides)[5], int64_t n, int32_t c) {
@@ -49,6 +49,13 @@ struct Taps {
     int32_t begin, end;
     __device__ int32_t count() const { return begin < end ? end - begin : 0; }
 };
+
+__device__ inline bool holds(const Taps& taps, int64_t t) { return t >= taps.begin && t < taps.end; }
+
+// The offset in x of a tap along a spatial axis.
+__device__ inline int64_t cell(const Pool& a, const Taps& taps, int axis, int64_t t) {
+    return (taps.first + t * a.dilation[axis].value) * a.xs[axis + 2];
+}
 
 // n / d, rounded up.
 __device__ inline int64_t up(int64_t n, const Divisor& d) { return (n + d.value - 1) / d; }

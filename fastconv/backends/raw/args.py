@@ -70,7 +70,7 @@ POOL = np.dtype(
     [(name, P) for name in ("x", "y", "dx", "indices", "scratch", "flag")]
     + [(name, L, 5) for name in ("xs", "ys", "dxs", "is", "ss")]
     + [("N", L), ("divisor", L), ("p", np.float64), ("packs", DIVISOR)]
-    + [(name, DIVISOR, 3) for name in ("size", "out", "ksize", "stride", "dilation")]
+    + [(name, DIVISOR, 3) for name in ("over", "size", "out", "ksize", "stride", "dilation")]
     + [("pad", I, 3), ("pad_high", I, 3)]
     + [(name, I) for name in ("adaptive", "count_include_pad", "channels_last")],
     align=True,
@@ -149,11 +149,8 @@ def pool(problem: PoolProblem) -> np.ndarray:
     window, axes = problem.window, range(problem.ndim)
     args = np.zeros((), POOL)
     args["N"], args["p"] = problem.N, problem.p
-    args["divisor"], args["count_include_pad"], args["adaptive"] = (
-        problem.divisor or 0,
-        problem.count_include_pad,
-        window is None,
-    )
+    args["divisor"] = problem.divisor or common_count(problem)
+    args["count_include_pad"], args["adaptive"] = problem.count_include_pad, window is None
     args["packs"] = divisor(problem.C)
     largest = tuple(max(count for _, count in problem.cells(axis)) for axis in axes) if window is None else ()
     ones = (1,) * problem.ndim
@@ -165,3 +162,16 @@ def pool(problem: PoolProblem) -> np.ndarray:
     for end, name in enumerate(("pad", "pad_high")):
         args[name] = lift(tuple(pair[end] for pair in window.pad) if window else (0,) * problem.ndim, 0)
     return args
+
+
+def common_count(problem: PoolProblem) -> int:
+    """How many cells an average is taken over, where that is the same for all windows; else 0."""
+    window, sizes = problem.window, zip(problem.size, problem.out, strict=True)
+    if window is None:
+        pairs = list(sizes)
+        return math.prod(n // m for n, m in pairs) if all(n % m == 0 for n, m in pairs) else 0
+    for axis, (n, m) in enumerate(sizes):
+        low, high = window.pad[axis] if problem.count_include_pad else (0, 0)
+        if low != window.pad[axis][0] or (m - 1) * window.stride[axis] - low + window.extent[axis] > n + high:
+            return 0
+    return window.taps

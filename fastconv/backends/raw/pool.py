@@ -1,6 +1,12 @@
 """Pooling on a GPU: kernels/cuda/pool_max.cu, pool_avg.cu and pool_lp.cu.
 
 direct    a thread per output, or per input cell in gradients, and 16 bytes of channels where those are adjacent
+strips    max pooling by 2 x 2 or 3 x 3 windows that step by 2, in planes of pixels: 4 outputs of a column per thread
+blocks    its gradient, in planes and along channels: the cells between two windows' starts per thread
+wide      windows of many cells in planes of pixels: a warp per output
+index     along the indices of max unpooling
+
+Whether memory is planes of pixels, or has channels adjacent, shows in the strides of a call.
 
 A gradient of max pooling first notes each window's first maximum, by the number of its tap in a byte; windows of more
 than 255 taps note the offset of the cell. Of Lp pooling, the norms. Both lie in a workspace; where it would pass its
@@ -9,12 +15,14 @@ limit, images and channels are taken in parts.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
+from fastconv import tuning
 from fastconv.arrays import module_of, name_of
 from fastconv.backends.base import Launch
 from fastconv.backends.cpu.pool_small import foreign
@@ -33,16 +41,22 @@ from fastconv.backends.raw.launching import (
 from fastconv.backends.reference import check_indices
 from fastconv.compiler.cuda import Instance
 from fastconv.errors import BackendError, ShapeError
-from fastconv.problem import ITEMSIZE, PoolProblem
+from fastconv.problem import ITEMSIZE, Ints, PoolProblem
 
 Array = Any
 Run = Callable[..., None]
 
+MOST_NUMBERED = 2**31  # taps of windows that threads of several channels number
 MOST_TAPS = 255  # that a byte can number, 255 being none
 STRIDES = {"x": "xs", "y": "ys", "dx": "dxs", "indices": "is", "scratch": "ss"}
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 #: The dtypes with 16-byte kernels; of the others, neighbouring threads fill a memory access well enough.
 WIDE = ("float16", "bfloat16", "float32", "int8", "uint8")
+STEPPED = ((2, 2), (3, 2))  # the (ksize, stride) that have kernels of their own
+STEPPED_DTYPES = ("float16", "bfloat16", "float32")
+STRIP = 4  # outputs of a thread
+WIDE_TAPS = 64
+WARP = 32
 WORKING = {"float16": 4, "bfloat16": 4, "float32": 4, "float64": 8}  # bytes of the type computed in
 
 
@@ -78,6 +92,12 @@ def instances() -> Iterator[Instance]:
                 yield Instance("pool_avg.cu", op, (STORED[dtype], str(lanes)))
         for op in ("lppool_fprop", "lppool_dgrad"):
             yield Instance("pool_lp.cu", op, (STORED[dtype],))
+        yield Instance("pool_max.cu", "maxpool_fprop_wide", (STORED[dtype],))
+        yield Instance("pool_avg.cu", "avgpool_fprop_wide", (STORED[dtype],))
+    for dtype, (k, step) in itertools.product(STEPPED_DTYPES, STEPPED):
+        yield Instance("pool_max.cu", "maxpool_fprop_strips", (STORED[dtype], str(k), str(step)))
+        for lanes in (1, lanes_of(dtype)):
+            yield Instance("pool_max.cu", "maxpool_dgrad_blocks", (STORED[dtype], str(k), str(step), str(lanes)))
     for name in ("maxpool_check", "maxunpool_check", "maxunpool_clear", "maxunpool_claim"):
         yield Instance("pool_max.cu", name)
     for bits in (8, 16, 32, 64):
@@ -87,26 +107,64 @@ def instances() -> Iterator[Instance]:
 
 def claims(instance: Instance) -> dict[str, Any]:
     """What the compile gate holds an instance to."""
-    wide = len(instance.args) > 1 and instance.args[-1] != "1"
+    wide = len(instance.args) > 1 and instance.args[-1] != "1" and instance.kernel != "maxpool_fprop_strips"
     return {"sass": ("LDG.128", "STG.128") if wide else (), "registers": 128}
 
 
 # ---------------------------------------------------------------- the choice
 
 
-def choose(op: str, problem: PoolProblem, on: device.Properties) -> tuple[str, dict[str, Any], str]:
-    """(algorithm, config, why): a pure function of the problem and the device."""
-    lanes = lanes_of(problem.dtype)
+def choose(
+    op: str, problem: PoolProblem, on: device.Properties, mode: str = "heuristic"
+) -> tuple[str, dict[str, Any], str]:
+    """(algorithm, config, why): a pure function of the problem, the device and the autotune mode.
+
+    The algorithm is that of contiguous arrays in the problem's layout.
+    """
     if op.startswith("maxunpool"):
         return (
             "index",
             {},
             "values move to and from where their indices say; of several, an atomic maximum finds the last",
         )
-    if op.startswith("lp"):
-        lanes = 1
-    why = "a thread per input cell gathers" if op.endswith("dgrad") else "a thread per output"
-    return "direct", {"lanes": lanes}, f"{why}, and {lanes} channels where those are adjacent" if lanes > 1 else why
+    last, dtype = problem.layout == "NHWC" and problem.C > 1, problem.dtype
+    by_tap = op == "maxpool_dgrad" and noted_by_tap(problem)
+    algorithm = "direct" if mode == "off" else variant(op.replace("indices", "fprop"), problem, dtype, last, by_tap)
+    lanes = lanes_of(dtype) if last and not op.startswith("lp") and problem.C % lanes_of(dtype) == 0 else 1
+    return algorithm, {"lanes": lanes}, WHY[algorithm]
+
+
+WHY = {
+    "direct": "right for every window and layout",
+    "strips": "4 outputs of a column share the rows that they read",
+    "blocks": "cells that the same windows meet share what they read",
+    "wide": "a warp shares the many cells of a window in a plane",
+}
+
+
+def variant(kernel: str, problem: PoolProblem, dtype: str, last: bool, by_tap: bool) -> str:
+    """The algorithm of a kernel for arrays of a dtype whose channels are adjacent (`last`), or lie in planes."""
+    fits = stepped(problem) is not None and dtype in STEPPED_DTYPES
+    if kernel == "maxpool_dgrad":
+        return "blocks" if fits and by_tap else "direct"
+    if last or dtype not in FLOATS or kernel not in ("maxpool_fprop", "avgpool_fprop"):
+        return "direct"
+    if problem.taps >= WIDE_TAPS:
+        return "wide"
+    return "strips" if fits and kernel == "maxpool_fprop" else "direct"
+
+
+def stepped(problem: PoolProblem) -> tuple[int, int] | None:
+    """(ksize, stride) of dense square windows over H and W that have kernels of their own."""
+    window = problem.window
+    if window is None or problem.ndim == 1 or set(window.dilation) != {1}:
+        return None
+    depth = [(window.ksize[0], window.stride[0], window.pad[0])] if problem.ndim == 3 else []
+    shapes = set(zip(window.ksize[-2:], window.stride[-2:], strict=True))
+    if depth not in ([], [(1, 1, (0, 0))]) or len(shapes) > 1:
+        return None
+    (shape,) = shapes
+    return shape if shape in STEPPED else None
 
 
 def plane_bytes(op: str, problem: PoolProblem) -> int:
@@ -119,11 +177,12 @@ def plane_bytes(op: str, problem: PoolProblem) -> int:
 
 
 def noted_by_tap(problem: PoolProblem) -> bool:
+    """Whether a byte holds the number of every tap, and there are kernels that read it."""
     return math.prod(args.pool(problem)["ksize"]["value"].tolist()) <= MOST_TAPS and problem.dtype in FLOATS
 
 
 def plan(op: str, problem: PoolProblem) -> Launch:
-    algorithm, config, why = choose(op, problem, device.current().properties)
+    algorithm, config, why = choose(op, problem, device.current().properties, tuning.autotune())
     if op.startswith("maxunpool") and math.prod(problem.out) >= 2**32 - 1:
         raise BackendError(f"{math.prod(problem.out)} values per plane are more than its kernels count, 2**32 - 2")
     nbytes = plane_bytes(op, problem)
@@ -150,7 +209,7 @@ class Pass:
     """
 
     def __init__(self, problem: PoolProblem, file: str, kernel: str, over: str, main: str):
-        self.geometry = args.pool(problem)
+        self.problem, self.geometry, self.plain = problem, args.pool(problem), tuning.autotune() == "off"
         self.file, self.kernel, self.over, self.main = file, kernel, over, main
         self.steps: dict[Any, Step] = {}
 
@@ -166,19 +225,37 @@ class Pass:
 
     def prepare(self, template: tuple[str, ...], lanes: int, views: dict[str, Array], pointers: dict[str, int]) -> Step:
         N, C = views[self.main].shape[:2]
-        filled = self.geometry.copy()
-        filled["N"], filled["channels_last"] = N, channels_last(views[self.main])
+        source = views["x"] if "x" in views else views[self.main]
+        filled, last = self.geometry.copy(), channels_last(source)
+        filled["N"], filled["channels_last"] = N, last
         for name, view in views.items():
             if name in STRIDES:
                 filled[STRIDES[name]] = args.strides_of(view)
         moved = [name for name in views if name not in ("flag", *(("indices",) if self.over == "out" else ()))]
-        wide = lanes > 1 and all(aligned(views[name], pointers[name], lanes, 1) for name in moved)
-        packs = C // lanes if wide else C
-        filled["packs"] = args.divisor(packs)
-        if lanes:
-            template = (*template, str(lanes if wide else 1))
-        items = N * packs * math.prod(filled[self.over]["value"].tolist())
-        return Step(Instance(self.file, self.kernel, template), filled, blocks_for(items))
+        wide = last and self.problem.taps < MOST_NUMBERED
+        if lanes > 1 and not (wide and all(aligned(views[name], pointers[name], lanes, 1) for name in moved)):
+            lanes = 1
+        by_tap = template[1:] == ("uint8_t",)
+        algorithm = "direct" if self.plain else variant(self.kernel, self.problem, name_of(source.dtype), last, by_tap)
+        kernel, template, over = self.instance(algorithm, template, lanes)
+        packs = C // max(1, lanes)
+        filled["packs"], filled["over"] = args.divisor(packs), [args.divisor(extent) for extent in over]
+        threads = N * packs * math.prod(over) * (WARP if algorithm == "wide" else 1)
+        return Step(Instance(self.file, kernel, template), filled, blocks_for(threads))
+
+    def instance(self, algorithm: str, template: tuple[str, ...], lanes: int) -> tuple[str, tuple[str, ...], Ints]:
+        """(kernel, template arguments, what its threads run over)"""
+        d, h, w = args.lift(self.problem.out if self.over == "out" else self.problem.size, 1)
+        if algorithm == "wide":
+            return f"{self.kernel}_wide", template[:1], (d, h, w)
+        if algorithm == "direct":
+            return self.kernel, (*template, *([str(lanes)] if lanes else [])), (d, h, w)
+        k, step = stepped(self.problem) or STEPPED[0]
+        if algorithm == "strips":
+            return "maxpool_fprop_strips", (template[0], str(k), str(step)), (d, -(-h // STRIP), w)
+        lows = [low for low, _ in self.problem.window.pad[-2:]] if self.problem.window else [0, 0]
+        h, w = ((n - 1 + low) // step - low // step + 1 for n, low in zip((h, w), lows, strict=True))
+        return "maxpool_dgrad_blocks", (template[0], str(k), str(step), str(lanes)), (d, h, w)
 
 
 class Workspace:
