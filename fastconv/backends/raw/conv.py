@@ -146,6 +146,8 @@ def instances() -> Iterator[Instance]:
 
 def claims(instance: Instance) -> dict[str, Any]:
     """What the machine code of an instance must show: "sass" mnemonics, and "registers" at most."""
-    module = next(module for module in ALGORITHMS.values() if f"{module.__name__.rpartition('.')[2]}.cu" == instance.file)
+    module = next(
+        module for module in ALGORITHMS.values() if f"{module.__name__.rpartition('.')[2]}.cu" == instance.file
+    )
     found: dict[str, Any] = module.claims(instance)
     return found

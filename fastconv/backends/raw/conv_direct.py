@@ -37,7 +37,11 @@ def offer(op: str, problem: ConvProblem, properties: Properties) -> Offer:
     threads = problem.groups * -(-M // SCALAR_OUTPUTS)
     threads *= L * problem.window.taps * THREADS if op == "conv_wgrad" else pixels_of(op, problem)
     busy = min(1.0, threads / (properties.sms * RESIDENT))
-    return Offer({}, "by definition: too few channels per group, or too few outputs, for tiles", problem.macs / (share * max(busy, 1e-9)))
+    return Offer(
+        {},
+        "by definition: too few channels per group, or too few outputs, for tiles",
+        problem.macs / (share * max(busy, 1e-9)),
+    )
 
 
 def workspace(op: str, problem: ConvProblem, config: dict[str, Any]) -> int:

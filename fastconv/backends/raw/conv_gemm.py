@@ -93,7 +93,9 @@ def offer(op: str, problem: ConvProblem, properties: Properties) -> Offer | None
     return Offer({"tile": str(tile), "splits": splits}, why, cost)
 
 
-def _cost(op: str, problem: ConvProblem, extents: Extents, tile: Tile, properties: Properties) -> tuple[float, int, Tile]:
+def _cost(
+    op: str, problem: ConvProblem, extents: Extents, tile: Tile, properties: Properties
+) -> tuple[float, int, Tile]:
     """(multiply-adds at the full rate, splits, tile)."""
     blocks = extents.blocks(tile)
     splits = split(op, problem, extents, tile, properties)
