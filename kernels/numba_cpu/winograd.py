@@ -126,7 +126,8 @@ def pack(g, x, row0, col0, rows, columns, lanes, target, pitch):
         source = x + (row * g.x0 + col0 * g.x1) * 4
         if g.x1 == 1:
             for j in range(0, columns, LANES):
-                turn_in(source + j * 4, g.xc * 4, lanes, -col0 - j, width - col0 - j, target + j * VECTOR_BYTES)
+                low, high = -col0 - j, width - col0 - j
+                turn_in(source + j * 4, g.xc * 4, lanes, low, high, target + j * VECTOR_BYTES, VECTOR_BYTES)
         else:
             for j in range(columns):
                 at = source + j * g.x1 * 4
@@ -182,12 +183,12 @@ def pack_filters(F, g, w, k, c0, c1, target):
     if g.w_form >= TAPS_ADJACENT and g.wc == T:
         total = (c1 - c0) * T
         for j in range(0, total, LANES):
-            turn_in(source + j * 4, g.wm * 4, lanes, 0, total - j, target + j * VECTOR_BYTES)
+            turn_in(source + j * 4, g.wm * 4, lanes, 0, total - j, target + j * VECTOR_BYTES, VECTOR_BYTES)
         return
     for _ in range(c0, c1):
         if g.w_form >= TAPS_ADJACENT:
             for j in range(0, T, LANES):
-                turn_in(source + j * 4, g.wm * 4, lanes, 0, T - j, target + j * VECTOR_BYTES)
+                turn_in(source + j * 4, g.wm * 4, lanes, 0, T - j, target + j * VECTOR_BYTES, VECTOR_BYTES)
         else:
             for t in range(T):
                 at = source + (t // F.r * g.w0 + t % F.r * g.w1) * 4

@@ -342,11 +342,11 @@ def _rows_below(builder, mask, row, rows):
 
 
 @intrinsic
-def turn_in(typing, source, row, rows, low, high, target):
-    """target[j] = column j of `rows` rows `row` bytes apart, for columns in [low, high), 0 elsewhere and not read."""
+def turn_in(typing, source, row, rows, low, high, target, step):
+    """LANES vectors, `step` bytes apart: columns of `rows` rows, `row` bytes apart; 0, not read, outside [low, high)."""
 
     def generate(context, builder, signature, args):
-        source, row, rows, low, high, target = args
+        source, row, rows, low, high, target, step = args
         llvm = context.get_value_type(VectorType(FLOAT))
         mask = _lanes(builder, low, high)
         loaded = [
@@ -355,10 +355,10 @@ def turn_in(typing, source, row, rows, low, high, target):
             for i in range(LANES)
         ]  # fmt: skip
         for j, value in enumerate(_transposed(builder, loaded)):
-            _put(builder, value, target, _i64(j * VECTOR_BYTES))
+            _put(builder, value, target, builder.mul(step, _i64(j)))
         return context.get_dummy_value()
 
-    return types.void(*(types.int64,) * 6), generate
+    return types.void(*(types.int64,) * 7), generate
 
 
 @intrinsic

@@ -285,7 +285,8 @@ FEW_PIXELS = 1024  # below this, summing the lanes of a dot product costs more t
 def wgrad(problem: ConvProblem, why: str) -> Launch:
     one = Pass.of(forward_axes(problem))
     dtype = compute_dtype(problem)
-    form = "outer" if problem.N * math.prod(problem.out) < FEW_PIXELS else "dot"
+    few = problem.N * math.prod(problem.out) < FEW_PIXELS
+    form = "outer" if few or (one.pointwise and problem.dtype == "float32") else "dot"
     G = problem.groups
     M, C = problem.K // G, problem.C // G
 
@@ -317,7 +318,7 @@ def _wgrad_bytes(form: str, itemsize: int) -> int:
     if form == "dot":
         return ((gemm.DOT_M + gemm.DOT_K) * gemm.DOT_PIXELS + gemm.DOT_M * gemm.DOT_K) * itemsize
     tile = simd.NV * simd.VECTOR_BYTES
-    return gemm.OUTER_M * (gemm.OUTER_PIXELS * itemsize + tile) + gemm.OUTER_PIXELS * tile
+    return gemm.OUTER_M * (gemm.OUTER_PIXELS * itemsize + tile) + (gemm.OUTER_PIXELS + gemm.SLACK) * tile
 
 
 def _wgrad_tasks(form: str, dtype: np.dtype, G: int, M: int, K: int, count: int) -> tuple[int, int]:
