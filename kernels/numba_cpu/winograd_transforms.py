@@ -343,7 +343,7 @@ def _rows_below(builder, mask, row, rows):
 
 @intrinsic
 def turn_in(typing, source, row, rows, low, high, target, step):
-    """LANES vectors `step` bytes apart: columns of `rows` rows `row` bytes apart, 0 outside [low, high) and not read."""
+    """LANES vectors `step` bytes apart: columns of `rows` rows `row` bytes apart, 0 outside [low, high), not read."""
 
     def generate(context, builder, signature, args):
         source, row, rows, low, high, target, step = args
