@@ -692,6 +692,7 @@ k(const __grid_constant__ TensorMap map, float* y, const uint4* x, int s) {
     barrier_arrive(barrier);
     copies_arrive(barrier);
     barrier_wait(barrier, 0);
+    barrier_wait(barrier, 1);
     y[1] = e[0] + i[0];
 #endif
 #if __CUDA_ARCH__ >= 900
