@@ -191,7 +191,7 @@ def _compile(arguments: Iterable[str], path: Path, text: str = "") -> None:
     os.close(handle)
     done = subprocess.run([compiler()[0], *arguments, "-o", temporary], input=text, capture_output=True, text=True)
     if done.returncode:
-        os.unlink(temporary)
+        Path(temporary).unlink(missing_ok=True)  # g++ may have removed it
         raise BackendError(f"g++ does not compile the kernel ({path.stem.rpartition('-')[0]}):\n{done.stderr.strip()}")
     with open(temporary, "r+b") as file:
         checksum = hashlib.sha256(file.read()).digest()

@@ -238,7 +238,7 @@ EMULATOR_REDUCE(min, uint, a < b ? a : b)
 EMULATOR_REDUCE(max, uint, a > b ? a : b)
 EMULATOR_REDUCE(min, int, a < b ? a : b)
 EMULATOR_REDUCE(max, int, a > b ? a : b)
-EMULATOR_REDUCE(and, uint, (a EMULATOR_REDUCE(and, uint, a& b) b))
+EMULATOR_REDUCE(and, uint, (a & b))
 EMULATOR_REDUCE(or, uint, a | b)
 EMULATOR_REDUCE(xor, uint, a ^ b)
 inline int __reduce_add_sync(unsigned mask, int value, emulator::Site here = emulator::Site::here()) {
