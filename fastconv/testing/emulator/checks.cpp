@@ -344,10 +344,6 @@ void fail_at(const void* caller, const char* format, ...) {
 
 namespace emulator {
 
-void reads(const void* address, size_t bytes) {
-    checks::access(address, bytes, checks::read, __builtin_return_address(0));
-}
-void writes(void* address, size_t bytes) { checks::access(address, bytes, checks::write, __builtin_return_address(0)); }
 void updates(void* address, size_t bytes) {
     checks::access(address, bytes, checks::update, __builtin_return_address(0));
 }

@@ -40,6 +40,11 @@ EMULATOR_MODEL uint32_t shared_address(const void* pointer) { return emulator::s
 EMULATOR_MODEL void copy_ahead(void* to, const void* from, bool inside) {
     emulator::copy_async(to, from, 16, inside ? 16 : 0);
 }
+template <int BYTES>
+EMULATOR_MODEL void copy_ahead(void* to, const void* from, bool inside) {
+    static_assert(BYTES == 4 || BYTES == 8);
+    emulator::copy_async(to, from, BYTES, inside ? BYTES : 0);
+}
 EMULATOR_MODEL void commit_copies() { emulator::copy_async_commit(); }
 template <int LATEST>
 EMULATOR_MODEL void wait_copies() {

@@ -105,9 +105,7 @@ EMULATOR_API void wake(const void* key);
 /// Lets every other thread run first.
 EMULATOR_API void yield(Site site);
 
-/// Accesses that a model makes for the running thread; nothing without checks.
-EMULATOR_API void reads(const void* address, size_t bytes);
-EMULATOR_API void writes(void* address, size_t bytes);
-EMULATOR_API void updates(void* address, size_t bytes);  // atomically
+/// An atomic access by the running thread, for the checks.
+EMULATOR_API void updates(void* address, size_t bytes);
 
 }  // namespace emulator
