@@ -23,10 +23,10 @@ NONE = "No run of this version has been kept yet. `fastconv bench --keep` makes 
 
 
 def name_of(doc: Document) -> str:
-    """Date, machine, settings and commit."""
+    """Date and time, machine, settings and commit."""
     environment, settings = doc["environment"], doc["settings"]
     machine = device_of(doc) if settings["device"] == "gpu" else environment["machine"]["cpu"]
-    words = [environment["date"][:10], machine]
+    words = [environment["date"][:16], machine]
     words += [f"{environment['machine']['usable_cores']} cores"] if settings["device"] == "cpu" else []
     words += [settings["dtype"], settings["layout"], f"n{settings['batch'] or 'listed'}"]
     words += [(environment["commit"] or "no commit").removesuffix("+")]
@@ -141,13 +141,18 @@ def _index(found: dict[str, Document]) -> str:
 
 
 def figures(found: dict[str, Document]) -> str:
-    """The project's figures: the whole networks of the newest run on each device."""
+    """The project's figures: whole networks on each device, of the newest run with the default settings if there is."""
     newest: dict[str, Document] = {}
-    for doc in found.values():
-        if doc["format"] == FORMAT and doc["networks"]:
-            newest.setdefault(device_of(doc), doc)
+    usable = [doc for doc in found.values() if doc["format"] == FORMAT and doc["networks"]]
+    for doc in sorted(usable, key=lambda doc: not _by_default(doc)):
+        newest.setdefault(device_of(doc), doc)
     parts = [f"{where(doc)}:\n\n{networks(doc)}" for doc in newest.values()]
     return "\n\n".join(parts) if parts else NONE
+
+
+def _by_default(doc: Document) -> bool:
+    settings = doc["settings"]
+    return (settings["dtype"], settings["layout"]) == ("float32", "NCHW") and settings["batch"] in (None, 1)
 
 
 def with_figures(text: str, shown: str) -> str:
