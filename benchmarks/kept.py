@@ -26,7 +26,7 @@ def name_of(doc: Document) -> str:
     """Date and time, machine, settings and commit."""
     environment, settings = doc["environment"], doc["settings"]
     machine = device_of(doc) if settings["device"] == "gpu" else environment["machine"]["cpu"]
-    words = [environment["date"][:16], machine]
+    words = [environment["date"][:16].replace("T", " "), machine]
     words += [f"{environment['machine']['usable_cores']} cores"] if settings["device"] == "cpu" else []
     words += [settings["dtype"], settings["layout"], f"n{settings['batch'] or 'listed'}"]
     words += [(environment["commit"] or "no commit").removesuffix("+")]
