@@ -36,37 +36,56 @@ template <> __device__ inline int32_t bias_of(const void* bias, int64_t i, int d
     return dtype == INT32 ? static_cast<const int32_t*>(bias)[i] : read<int32_t>(static_cast<const Byte*>(bias), i, dtype);
 }
 
-// Takes the fastest axis off a flat index: returns the place along it. Division is in 32 bits where that suffices.
-__device__ inline int take(int64_t& index, int extent) {
-    if (uint64_t(index) <= 0xffffffffu) {
-        uint32_t flat = uint32_t(index), rest = flat / uint32_t(extent);
-        index = rest;
-        return int(flat - rest * uint32_t(extent));
-    }
-    int64_t rest = index / extent;
-    int place = int(index - rest * extent);
-    index = rest;
-    return place;
-}
-
+// Takes the fastest axis off a flat index: returns the place along it.
 __device__ inline int take(uint32_t& index, int extent) {
     uint32_t rest = index / uint32_t(extent);
     int place = int(index - rest * uint32_t(extent));
     index = rest;
     return place;
 }
-
-__device__ inline int64_t thread_number() { return int64_t(blockIdx.x) * blockDim.x + threadIdx.x; }
-__device__ inline int64_t thread_count() { return int64_t(gridDim.x) * blockDim.x; }
+__device__ inline int take(int64_t& index, int extent) {
+    if (uint64_t(index) <= 0xffffffffu) {
+        uint32_t flat = uint32_t(index);
+        int place = take(flat, extent);
+        index = flat;
+        return place;
+    }
+    int64_t rest = index / extent;
+    int place = int(index - rest * extent);
+    index = rest;
+    return place;
+}
+__device__ inline int take(int64_t& index, const Divisor& extent) { return int(split(index, extent)); }
 
 // The cell of the source that output `at` meets through tap r along an axis, or -1.
 // fprop: x's cell at * stride + r * dilation - pad. dgrad: y's cell (at + pad - r * dilation) / stride, where whole.
 template <int PASS> __device__ inline int source(const Conv& a, int axis, int at, int r) {
     if (PASS == DGRAD) {
-        int scaled = at + a.pad[axis] - r * a.dilation[axis];
-        int cell = scaled / a.stride[axis];
-        return scaled >= 0 && cell * a.stride[axis] == scaled && cell < a.out[axis] ? cell : -1;
+        const int scaled = at + a.pad[axis] - r * a.dilation[axis];
+        if (scaled < 0) return -1;
+        const int cell = int(int64_t(scaled) / a.stride[axis]);
+        return cell * int(a.stride[axis]) == scaled && cell < int(a.out[axis]) ? cell : -1;
     }
-    int cell = at * a.stride[axis] + r * a.dilation[axis] - a.pad[axis];
+    const int cell = at * int(a.stride[axis]) + r * a.dilation[axis] - a.pad[axis];
     return uint32_t(cell) < uint32_t(a.size[axis]) ? cell : -1;
 }
+
+// The places of a thread among the pixels [N, Z, P, Q]: `step` pixels further at a time, without division.
+struct Odometer {
+    int64_t n, dn;
+    int at[3], d[3];
+
+    __device__ Odometer(const Conv& a, int64_t first, int64_t step) {
+        for (int axis = 2; axis >= 0; --axis) at[axis] = take(first, a.out[axis]), d[axis] = take(step, a.out[axis]);
+        n = first, dn = step;
+    }
+    __device__ void advance(const Conv& a) {
+        int carry = 0;
+        for (int axis = 2; axis >= 0; --axis) {
+            at[axis] += d[axis] + carry;
+            carry = at[axis] >= int(a.out[axis]);
+            if (carry) at[axis] -= int(a.out[axis]);
+        }
+        n += dn + carry;
+    }
+};

@@ -56,34 +56,34 @@ template <int PASS, class T, class R, int P> __device__ inline void gather(const
     using A = computed<R>;
     constexpr int B = Shape<T, R, P>::B, V = Shape<T, R, P>::V;
     constexpr bool forward = PASS == FPROP;
-    const int M = (forward ? a.K : a.C) / a.G, L = (forward ? a.C : a.K) / a.G;
+    const int G = a.groups, blocks = a.blocks, K = a.K / G, C = a.C / G, M = forward ? K : C, L = forward ? C : K;
     const int64_t* ss = forward ? a.xs : a.ys;
     const int64_t* rs = forward ? a.ys : a.xs;
-    const int32_t* extent = forward ? a.out : a.size;
-    const int64_t wm = a.ws[forward ? 0 : 1], wl = a.ws[forward ? 1 : 0], wg = a.ws[0] * (a.K / a.G);
+    const Divisor* extent = forward ? a.out : a.size;
+    const int64_t wm = a.ws[forward ? 0 : 1], wl = a.ws[forward ? 1 : 0], wg = a.ws[0] * K;
     const void* from = forward ? a.x : a.y;
     R* to = static_cast<R*>(forward ? a.y : a.x);
-    const int type = forward ? a.xt : a.yt, blocks = (M + B - 1) / B;
-    const int64_t total = a.N * a.G * blocks * extent[0] * extent[1] * extent[2];
+    const int type = forward ? a.xt : a.yt;
+    const int64_t total = a.N * G * blocks * extent[0] * extent[1] * extent[2];
 
     for (int64_t flat = thread_number(); flat < total; flat += thread_count()) {
         int64_t rest = flat;
         int block = 0, g = 0, at[3];
-        if (a.walk & CHANNELS) block = take(rest, blocks), g = take(rest, a.G);
+        if (a.walk & CHANNELS) block = take(rest, a.blocks), g = take(rest, a.groups);
         for (int axis = 2; axis >= 0; --axis) at[axis] = take(rest, extent[axis]);
-        if (!(a.walk & CHANNELS)) block = take(rest, blocks), g = take(rest, a.G);
+        if (!(a.walk & CHANNELS)) block = take(rest, a.blocks), g = take(rest, a.groups);
         const int64_t n = rest;
         const int first = block * B, m = min(B, M - first);
         const int64_t base = n * ss[0] + int64_t(g) * L * ss[1], filters = g * wg + first * wm;
 
         A acc[B] = {};
-        for (int t = 0; t < a.ksize[0]; ++t) {
+        for (int t = 0; t < int(a.ksize[0]); ++t) {
             const int d = source<PASS>(a, 0, at[0], t);
             if (d < 0) continue;
-            for (int r = 0; r < a.ksize[1]; ++r) {
+            for (int r = 0; r < int(a.ksize[1]); ++r) {
                 const int h = source<PASS>(a, 1, at[1], r);
                 if (h < 0) continue;
-                for (int s = 0; s < a.ksize[2]; ++s) {
+                for (int s = 0; s < int(a.ksize[2]); ++s) {
                     const int w = source<PASS>(a, 2, at[2], s);
                     if (w < 0) continue;
                     const int64_t cell = base + d * ss[2] + h * ss[3] + w * ss[4];
@@ -111,49 +111,28 @@ template <int PASS, class T, class R, int P> __device__ inline void gather(const
     }
 }
 
-template <class T, class R, int P> __global__ void __launch_bounds__(256) conv_fprop_direct(const __grid_constant__ Conv a) {
+template <class T, class R, int P> __global__ void __launch_bounds__(256, 2) conv_fprop_direct(const __grid_constant__ Conv a) {
     gather<FPROP, T, R, P>(a);
 }
 
-template <class T, class R, int P> __global__ void __launch_bounds__(256) conv_dgrad_direct(const __grid_constant__ Conv a) {
+template <class T, class R, int P> __global__ void __launch_bounds__(256, 2) conv_dgrad_direct(const __grid_constant__ Conv a) {
     gather<DGRAD, T, R, P>(a);
 }
 
-// The places of a thread among the pixels [N, Z, P, Q]: `step` pixels further at a time, without division.
-struct Odometer {
-    int64_t n, dn;
-    int at[3], d[3];
-
-    __device__ Odometer(const Conv& a, int64_t first, int64_t step) {
-        for (int axis = 2; axis >= 0; --axis) at[axis] = take(first, a.out[axis]), d[axis] = take(step, a.out[axis]);
-        n = first, dn = step;
-    }
-    __device__ void advance(const Conv& a) {
-        int carry = 0;
-        for (int axis = 2; axis >= 0; --axis) {
-            at[axis] += d[axis] + carry;
-            carry = at[axis] >= a.out[axis];
-            if (carry) at[axis] -= a.out[axis];
-        }
-        n += dn + carry;
-    }
-};
-
-template <class T, class R, int P> __global__ void __launch_bounds__(256) conv_wgrad_direct(const __grid_constant__ Conv a) {
+template <class T, class R, int P> __global__ void __launch_bounds__(256, 2) conv_wgrad_direct(const __grid_constant__ Conv a) {
     using A = computed<R>;
     constexpr int B = Shape<T, R, P>::B;
     __shared__ A sums[256][B];
-    const int M = a.K / a.G, L = a.C / a.G, blocks = (M + B - 1) / B;
-    const int bundles = (blocks + a.lanes - 1) / a.lanes;
+    const int G = a.groups, M = a.K / G, L = a.C / G, bundles = a.blocks;
     const int lane = threadIdx.x % a.lanes, row = threadIdx.x / a.lanes, rows = 256 / a.lanes;
-    const int64_t total = int64_t(a.G) * bundles * L * a.ksize[0] * a.ksize[1] * a.ksize[2];
+    const int64_t total = int64_t(G) * bundles * L * a.ksize[0] * a.ksize[1] * a.ksize[2];
 
     for (int64_t flat = blockIdx.x; flat < total; flat += gridDim.x) {
         int64_t rest = flat;
         int tap[3];
         for (int axis = 2; axis >= 0; --axis) tap[axis] = take(rest, a.ksize[axis]);
-        const int l = take(rest, L), bundle = take(rest, bundles), g = int(rest);
-        const int block = bundle * a.lanes + lane, first = block * B, m = block < blocks ? min(B, M - first) : 0;
+        const int bundle = take(rest, a.blocks), g = take(rest, a.groups), l = int(rest);
+        const int first = (bundle * a.lanes + lane) * B, m = min(B, M - first);
         const int64_t k = int64_t(g) * M + first, c = int64_t(g) * L + l;
 
         A acc[B] = {};

@@ -44,13 +44,14 @@ struct Axis {
 };
 
 template <int PASS> __device__ inline Axis axis_of(const Conv& a, int i, int residue) {
-    if (PASS != DGRAD) return {a.out[i], 0, 1, a.stride[i], -a.pad[i], a.ksize[i], 0, 1, a.dilation[i]};
-    const int stride = a.stride[i], every = a.tap_step[i], count = (a.size[i] - residue + stride - 1) / stride;
+    if (PASS != DGRAD) return {int(a.out[i]), 0, 1, int(a.stride[i]), -a.pad[i], int(a.ksize[i]), 0, 1, a.dilation[i]};
+    const int stride = a.stride[i], every = a.tap_step[i], ksize = a.ksize[i];
+    const int count = (int(a.size[i]) - residue + stride - 1) / stride;
     const int move = -int(int64_t(every) * a.dilation[i] / stride);
-    for (int first = 0; first < min(every, a.ksize[i]); ++first) {
+    for (int first = 0; first < min(every, ksize); ++first) {
         const int scaled = residue + a.pad[i] - first * a.dilation[i];
         if (scaled % stride == 0)
-            return {count, residue, stride, 1, scaled / stride, (a.ksize[i] - 1 - first) / every + 1, first, every, move};
+            return {count, residue, stride, 1, scaled / stride, (ksize - 1 - first) / every + 1, first, every, move};
     }
     return {count, residue, stride, 1, 0, 0, 0, every, move};
 }
@@ -108,17 +109,17 @@ struct Tile {
 
 template <int PASS, int BM, int BN> __device__ inline Tile tile_of(const Conv& a) {
     Tile t;
-    const int K = a.K / a.G, C = a.C / a.G;
+    const int G = a.groups, K = a.K / G, C = a.C / G;
     t.M = PASS == DGRAD ? C : K, t.L = PASS == DGRAD ? K : C;
     uint32_t rest = blockIdx.x;
     t.first_m = take(rest, (t.M - 1) / BM + 1) * BM;
     int most = PASS == WGRAD ? t.L : int(a.N);  // columns of the largest residue
-    for (int i = 0; i < 3; ++i) most *= PASS == WGRAD ? a.ksize[i] : PASS == FPROP ? a.out[i] : (a.size[i] - 1) / a.stride[i] + 1;
+    for (int i = 0; i < 3; ++i) most *= PASS == WGRAD ? int(a.ksize[i]) : PASS == FPROP ? int(a.out[i]) : (int(a.size[i]) - 1) / int(a.stride[i]) + 1;
     t.first_n = take(rest, (most - 1) / BN + 1) * BN;
-    t.g = take(rest, a.G), t.split = take(rest, a.splits);
+    t.g = take(rest, G), t.split = take(rest, a.splits);
     int pixels = int(a.N), taps = t.L;
     for (int i = 2; i >= 0; --i) {
-        t.axes[i] = axis_of<PASS>(a, i, PASS == DGRAD ? take(rest, min(a.stride[i], a.size[i])) : 0);
+        t.axes[i] = axis_of<PASS>(a, i, PASS == DGRAD ? take(rest, min(int(a.stride[i]), int(a.size[i]))) : 0);
         pixels *= t.axes[i].count, taps *= t.axes[i].taps;
     }
     t.total_n = PASS == WGRAD ? taps : pixels, t.total_k = PASS == WGRAD ? pixels : taps;
@@ -126,7 +127,7 @@ template <int PASS, int BM, int BN> __device__ inline Tile tile_of(const Conv& a
     t.first_slice = min(slices, part * t.split), t.slices = min(slices - t.first_slice, part);
     t.from_a = (PASS == WGRAD ? a.ys[1] : a.ws[0]) * (int64_t(t.g) * K);
     t.from_b = (PASS == DGRAD ? a.ys[1] : a.xs[1]) * (int64_t(t.g) * t.L);
-    const int32_t* cells = PASS == WGRAD ? a.ksize : PASS == FPROP ? a.out : a.size;
+    const Divisor* cells = PASS == WGRAD ? a.ksize : PASS == FPROP ? a.out : a.size;
     t.strides[4] = 1, t.strides[3] = cells[2], t.strides[2] = t.strides[3] * cells[1];
     t.strides[1] = t.strides[2] * cells[0], t.strides[0] = t.strides[1] * (PASS == WGRAD ? t.L : PASS == FPROP ? a.K : a.C);
     t.part = t.strides[0] * (PASS == WGRAD ? int64_t(a.K) : a.N);
@@ -183,7 +184,7 @@ template <int PASS, class T, class R, int BM, int BN, int TM, int TN> __device__
     };
     auto fetch_b = [&](auto share, const Row* row) {
         using S = decltype(share);
-        const int32_t* extent = forward ? a.size : a.out;
+        const Divisor* extent = forward ? a.size : a.out;
 #pragma unroll
         for (int i = 0; i < S::COUNT; ++i) {
             const Place &p = row[S::k(i)].place, &q = columns[S::x(i)];

@@ -90,7 +90,7 @@ def pays(op: str, problem: ConvProblem) -> bool:
 
 @lru_cache(maxsize=1)
 def kernels() -> ModuleType:
-    from fastconv.compiler import host_kernel
+    from fastconv.compiler.host import host_kernel
     from fastconv.kernels.numba_cpu import winograd
 
     for name in ("filters", "by_tiles", "by_filters"):

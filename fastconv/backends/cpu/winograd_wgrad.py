@@ -19,7 +19,7 @@ SHARES = 16  # tasks that there should be at least, by cutting the tiles where t
 
 @lru_cache(maxsize=1)
 def kernels() -> ModuleType:
-    from fastconv.compiler import host_kernel
+    from fastconv.compiler.host import host_kernel
     from fastconv.kernels.numba_cpu import winograd_wgrad
 
     host_kernel(winograd_wgrad.wgrad)

@@ -8,8 +8,10 @@ from typing import Any
 from fastconv.backends.raw import args
 from fastconv.backends.raw.conv_steps import (
     LARGEST_GRID,
+    RESIDENT,
     THREADS,
     TYPES,
+    WIDTHS,
     Offer,
     Operands,
     Step,
@@ -24,10 +26,9 @@ from fastconv.compiler.cuda import Instance
 from fastconv.problem import ConvProblem
 
 FILE = "conv_direct.cu"
+FILES = (FILE,)
 OPS = ("conv_fprop", "conv_dgrad", "conv_wgrad")
-RESIDENT = 1024  # threads that keep a multiprocessor busy
 SCALAR_OUTPUTS = 4  # output channels of a thread
-PACKED = {"f16": 8, "bf16": 8, "float": 4}  # elements in 16 bytes
 
 
 def offer(op: str, problem: ConvProblem, properties: Properties) -> Offer:
@@ -37,7 +38,8 @@ def offer(op: str, problem: ConvProblem, properties: Properties) -> Offer:
     threads = problem.groups * -(-M // SCALAR_OUTPUTS)
     threads *= L * problem.window.taps * THREADS if op == "conv_wgrad" else pixels_of(op, problem)
     busy = min(1.0, threads / (properties.sms * RESIDENT))
-    return Offer({}, "by definition: too few channels per group, or too few outputs, for tiles", problem.macs / (share * max(busy, 1e-9)))
+    cost = problem.macs / (share * max(busy, 1e-9))
+    return Offer({}, "by definition: too few channels per group, or too few outputs, for tiles", cost)
 
 
 def workspace(op: str, problem: ConvProblem, config: dict[str, Any]) -> int:
@@ -53,17 +55,18 @@ def steps(op: str, problem: ConvProblem, config: dict[str, Any], operands: Opera
     blocks = -(-M // outputs)
     if op == "conv_wgrad":
         lanes = min(32, power_of_two(blocks)) if operands.channels_inside("y") else 1
-        grid = problem.groups * -(-blocks // lanes) * L * problem.window.taps
-        return [Step(instance, min(grid, LARGEST_GRID), conv_args(problem, operands, lanes=lanes))]
+        bundles = -(-blocks // lanes)
+        grid = problem.groups * bundles * L * problem.window.taps
+        return [Step(instance, min(grid, LARGEST_GRID), conv_args(problem, operands, blocks=bundles, lanes=lanes))]
     walk = args.CHANNELS if operands.channels_inside("y" if op == "conv_fprop" else "x") else 0
     threads = pixels_of(op, problem) * problem.groups * blocks
-    return [Step(instance, blocks_for(threads), conv_args(problem, operands, walk))]
+    return [Step(instance, blocks_for(threads), conv_args(problem, operands, walk, blocks))]
 
 
 def packing(op: str, problem: ConvProblem, operands: Operands) -> tuple[str, int]:
     """Which instance, and how many elements it moves at a time."""
     M, L = per_group(op, problem)
-    width = PACKED.get(operands.types[0], 0)
+    width = WIDTHS.get(operands.types[0], 0)
     if not width:
         return "SCALAR", 1
     source, result, out_axis, sum_axis = {
@@ -83,7 +86,7 @@ def instances() -> Iterator[Instance]:
     for op in OPS:
         for types in (*TYPES.values(), ("Any", "float"), ("Any", "double")):
             yield Instance(FILE, f"{op}_direct", (*types, "SCALAR"))
-            if types[0] in PACKED:
+            if types[0] in WIDTHS:
                 yield Instance(FILE, f"{op}_direct", (*types, "OUTPUTS"))
                 if op != "conv_wgrad":
                     yield Instance(FILE, f"{op}_direct", (*types, "SUMS"))
@@ -92,4 +95,4 @@ def instances() -> Iterator[Instance]:
 def claims(instance: Instance) -> dict[str, Any]:
     """Packed instances load 16 bytes at a time."""
     packed = instance.args[-1] != "SCALAR"
-    return {"registers": 65536 // THREADS // 3, **({"sass": ("LDG.E.128",)} if packed else {})}
+    return {"registers": 65536 // THREADS // 2, **({"sass": ("LDG.E.128",)} if packed else {})}

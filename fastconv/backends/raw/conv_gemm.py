@@ -24,6 +24,7 @@ from fastconv.compiler.cuda import Instance
 from fastconv.problem import ConvProblem
 
 FILE = "conv_gemm.cu"
+FILES = (FILE,)
 OPS = ("conv_fprop", "conv_dgrad", "conv_wgrad")
 THREADS = 128
 SLICE = 8  # how far the summed index advances at a time
@@ -93,11 +94,11 @@ def offer(op: str, problem: ConvProblem, properties: Properties) -> Offer | None
     return Offer({"tile": str(tile), "splits": splits}, why, cost)
 
 
-def _cost(op: str, problem: ConvProblem, extents: Extents, tile: Tile, properties: Properties) -> tuple[float, int, Tile]:
+def _cost(op: str, problem: ConvProblem, extents: Extents, tile: Tile, gpu: Properties) -> tuple[float, int, Tile]:
     """(multiply-adds at the full rate, splits, tile)."""
     blocks = extents.blocks(tile)
-    splits = split(op, problem, extents, tile, properties)
-    busy = min(1.0, blocks * splits / (properties.sms * tile.resident))
+    splits = split(op, problem, extents, tile, gpu)
+    busy = min(1.0, blocks * splits / (gpu.sms * tile.resident))
     work = blocks * tile.BM * tile.BN * -(-extents.summed // SLICE) * SLICE
     return work / (tile.rate * busy), splits, tile
 

@@ -48,12 +48,11 @@ SPLIT_PAYS = (80, 90, 100)
 
 
 class Tile(NamedTuple):
-    """A block's share of the result, its warps, how many blocks an SM holds, and what of the peak it reaches."""
+    """A block's share of the result, its warps, and what of the peak it reaches: the smaller, the more it reads."""
 
     rows: int
     columns: int
     warps: tuple[int, int]
-    resident: int
     efficiency: float
 
     @property
@@ -65,9 +64,9 @@ class Tile(NamedTuple):
 
 
 GATHER_TILES = (
-    Tile(128, 128, (2, 4), 1, 1.0), Tile(128, 64, (4, 2), 2, 0.85), Tile(64, 64, (2, 2), 4, 0.7)
+    Tile(128, 128, (2, 4), 1.0), Tile(128, 64, (4, 2), 0.85), Tile(64, 64, (2, 2), 0.7)
 )  # fmt: skip
-WGRAD_TILES = (Tile(128, 128, (2, 4), 1, 1.0), Tile(64, 64, (2, 2), 4, 0.7))
+WGRAD_TILES = (Tile(128, 128, (2, 4), 1.0), Tile(64, 64, (2, 2), 0.7))
 
 
 # ---------------------------------------------------------------- what it takes, and with which tiles
@@ -121,14 +120,14 @@ WHY = {
 
 
 def cost(op: str, problem: ConvProblem, element: str, tile: Tile, parts: int, properties: Properties) -> float:
-    """Multiply-adds of whole tiles at what the tensor cores do for one of FMA, and the bytes and launches of packing."""
+    """Multiply-adds of whole tiles, over what tensor cores do for one of FMA; and the bytes and launches of packing."""
     M, C = per_group(op, problem)
     taps, pixels = problem.window.taps, pixels_of(op, problem)
     rows, columns, summed = (M, C * taps, pixels) if op == "conv_wgrad" else (pixels, M, C * taps)
     if op == "conv_dgrad":  # each residue meets its own share of the taps
         summed = -(-summed // math.prod(problem.window.stride))
     blocks = -(-rows // tile.rows) * -(-columns // tile.columns) * problem.groups * parts
-    busy = min(1.0, blocks / (properties.sms * tile.resident))
+    busy = min(1.0, blocks / properties.sms)
     step = 64 // itemsize(problem)
     products = blocks // parts * tile.rows * tile.columns * -(-summed // step) * step
     gain = DENSE_GAIN.get(properties.capability, 4) / {"Tf32": 2, "Ieee": 6}.get(element, 1)
@@ -154,17 +153,15 @@ def shared_bytes(op: str, element: str, tile: Tile) -> int:
 
 
 def best_tile(op: str, problem: ConvProblem, element: str, properties: Properties) -> Tile | None:
-    """The tile whose waves of blocks take the least time: products of an SM, over what the tile reaches of the peak."""
+    """The tile by which the busiest multiprocessor has the least to do: its blocks' products, over their efficiency."""
     M, C = per_group(op, problem)
     rows = M if op == "conv_wgrad" else pixels_of(op, problem)
     columns = C * problem.window.taps if op == "conv_wgrad" else M
 
     def time(tile: Tile) -> float:
         blocks = -(-rows // tile.rows) * -(-columns // tile.columns) * problem.groups
-        waves = -(-blocks // (properties.sms * tile.resident))
-        if op == "conv_wgrad":  # its parts fill the device
-            return blocks * tile.rows * tile.columns / tile.efficiency
-        return waves * tile.resident * tile.rows * tile.columns / tile.efficiency
+        busiest = blocks if op == "conv_wgrad" else -(-blocks // properties.sms)  # wgrad's parts fill the device
+        return busiest * tile.rows * tile.columns / tile.efficiency
 
     tiles = [
         tile
@@ -219,8 +216,11 @@ def weight_bytes(op: str, problem: ConvProblem, parts: int) -> int:
 
 def images_at_once(op: str, problem: ConvProblem, parts: int) -> int:
     """How many images are packed at a time, so that the workspace keeps to its limit; 0 where not one can be."""
-    room = workspace_limit() - _line(weight_bytes(op, problem, parts)) - 2 * LINE
-    return max(0, min(problem.N, room // image_bytes(op, problem)))
+    for times in range(1, problem.N + 1):
+        images = -(-problem.N // times)
+        if workspace(op, problem, {"images": images, "parts": parts}) <= workspace_limit():
+            return images
+    return 0
 
 
 def workspace(op: str, problem: ConvProblem, config: dict[str, Any]) -> int:
@@ -482,7 +482,8 @@ def sum_of_parts(problem: ConvProblem, operands: Operands, parts: int) -> Step:
     """reduce.cu over parts that lie as [part][k][tap][c]."""
     filled = np.zeros((), args.SPLITS)
     k, c, *taps = operands.strides["w"]
-    filled["extent"] = (problem.K, *args.lift(problem.window.ksize, 1), problem.C // problem.groups)
+    extent = (problem.K, *args.lift(problem.window.ksize, 1), problem.C // problem.groups)
+    filled["extent"] = [args.divisor(n) for n in extent]
     filled["stride"] = (k, *taps, c)
     filled["splits"] = parts
     result = {"float16": "f16", "bfloat16": "bf16", "float32": "float"}[problem.dtype]

@@ -12,7 +12,6 @@ import numpy as np
 
 from fastconv.arrays import name_of
 from fastconv.backends.raw import args
-from fastconv.backends.raw.device import Grid
 from fastconv.compiler.cuda import Instance
 from fastconv.problem import ConvProblem, Ints
 
@@ -23,9 +22,11 @@ TYPES = {
     "float16": ("f16", "f16"), "bfloat16": ("bf16", "bf16"), "float32": ("float", "float"),
     "float64": ("double", "double"), "int32": ("Byte", "int32_t"),
 }  # fmt: skip
-ITEMSIZE = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8, "int32": 4}
 #: Bytes of a sum.
 SUMSIZE = {"float16": 4, "bfloat16": 4, "float32": 4, "float64": 8, "int32": 4}
+#: Elements of a type in 16 bytes, for the types that have packed instances.
+WIDTHS = {"f16": 8, "bf16": 8, "float": 4}
+RESIDENT = 1024  # threads that keep a multiprocessor busy
 FAR = 2**62  # the stride of an axis that is never walked along
 
 
@@ -95,7 +96,9 @@ def _extents(view: Any) -> Ints:
     return (*shape[:2], *args.lift(shape[2:], 1))
 
 
-def conv_args(problem: ConvProblem, operands: Operands, walk: int = 0, lanes: int = 1, splits: int = 1) -> np.ndarray:
+def conv_args(
+    problem: ConvProblem, operands: Operands, walk: int = 0, blocks: int = 1, lanes: int = 1, splits: int = 1
+) -> np.ndarray:
     """The struct Conv but for the addresses."""
     filled = args.conv(problem)
     for role, field in (("x", "xs"), ("w", "ws"), ("y", "ys")):
@@ -103,6 +106,7 @@ def conv_args(problem: ConvProblem, operands: Operands, walk: int = 0, lanes: in
     for role, field in (("x", "xt"), ("w", "wt"), ("y", "yt"), ("bias", "bt")):
         filled[field] = args.DTYPES.index(operands.dtypes.get(role, "float32"))
     (filled["bs"],) = operands.strides.get("bias", (0,))
+    filled["blocks"] = args.divisor(blocks)
     filled["walk"], filled["lanes"], filled["splits"] = walk, lanes, splits
     return filled
 
@@ -176,7 +180,7 @@ def reduction(op: str, problem: ConvProblem, operands: Operands, splits: int) ->
     role = result_of(op)
     dims = problem.dims(role)
     filled = np.zeros((), args.SPLITS)
-    filled["extent"] = (*dims[:2], *args.lift(dims[2:], 1))
+    filled["extent"] = [args.divisor(n) for n in (*dims[:2], *args.lift(dims[2:], 1))]
     filled["stride"] = operands.strides[role]
     filled["splits"] = splits
     (filled["bs"],) = operands.strides.get("bias", (0,))

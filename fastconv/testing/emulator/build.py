@@ -8,6 +8,8 @@ spares most of the time that g++ needs to start.
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import ctypes
 import hashlib
 import os
@@ -116,13 +118,19 @@ class Toolchain:
         return path
 
     def header(self) -> Path:
-        """A copy of the headers with their precompiled form beside it."""
+        """A copy of the headers with their precompiled form beside it; the folder appears whole."""
         folder = _folder() / f"headers-{_identity(self.options)}"
         if not _sound(folder / f"{HEADER}.gch"):
-            folder.mkdir(exist_ok=True)
-            for path in HERE.glob("*.hpp"):
-                shutil.copyfile(path, folder / path.name)
-            _compile([*self.options, "-x", "c++-header", str(folder / HEADER)], folder / f"{HEADER}.gch")
+            with tempfile.TemporaryDirectory(dir=folder.parent, prefix="headers-", suffix=".tmp") as temporary:
+                made = Path(temporary) / "made"
+                made.mkdir()
+                for path in HERE.glob("*.hpp"):
+                    shutil.copyfile(path, made / path.name)
+                _compile([*self.options, "-x", "c++-header", str(made / HEADER)], made / f"{HEADER}.gch")
+                if folder.exists() and not _sound(folder / f"{HEADER}.gch"):
+                    os.replace(folder, Path(temporary) / "corrupt")
+                with contextlib.suppress(OSError):  # another process was faster
+                    os.replace(made, folder)
         return folder / HEADER
 
     def load(self, unit: Path) -> ctypes.CDLL:
@@ -144,7 +152,9 @@ def _identity(*parts: object) -> str:
 @lru_cache(maxsize=1)
 def _elsewhere() -> Path:
     """A folder for this process where the cache cannot be written."""
-    return Path(tempfile.mkdtemp(prefix="fastconv-emulator-"))
+    folder = tempfile.mkdtemp(prefix="fastconv-emulator-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)
 
 
 def _folder() -> Path:

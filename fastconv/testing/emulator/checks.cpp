@@ -21,20 +21,24 @@ struct Access {
     uint32_t where;  // offset in the kernel's object file
 };
 
-/// The last write and the last reads, by two different threads, of one granule of a region.
+/// The last write and the last reads, by two different threads, of a word of 4 bytes; of which bytes, as masks. Of two
+/// writes to different bytes of a word the later one is known.
 struct Cell {
     Access write, read, other;
     uint16_t writer, reader, other_reader;
+    uint8_t write_mask, read_mask, other_mask;
+    uint8_t written;                   // bytes that have been written in the block of `write`
+    uint8_t ever_read, ever_written;  // in this launch
 };
 
 struct Place {
-    Address begin, end;
-    unsigned shift;  // a granule has 1 << shift bytes
-    Region::Kind kind;
-    uint8_t* state;  // per granule, see Region; null: all accessible
+    Address begin, end, words;  // words: the begin, rounded down
+    unsigned shift;
+    bool global;
+    uint8_t* state;  // see Region
     const char* name;
     Cell* cells;
-    bool global() const { return kind == Region::operand || kind == Region::scratch; }
+    size_t cell_bytes;
 };
 
 struct BlockStart {
@@ -44,7 +48,8 @@ struct BlockStart {
 
 static std::vector<Place> places;  // by address
 static std::vector<BlockStart> blocks;
-static Place* last;
+static Place *last, *before_last;
+static uint32_t block_start;
 static Address stacks_begin, image_begin, image_end, slots_begin, slots_end;
 static size_t stacks_bytes;
 static unsigned threads;
@@ -56,10 +61,11 @@ static Traffic traffic;
 
 static void add(Address begin, size_t bytes, unsigned shift, Region::Kind kind, uint8_t* state, const char* name) {
     if (!bytes) return;
-    size_t cells = (bytes >> shift) * sizeof(Cell);  // fresh pages are zero, and untouched ones cost nothing
-    void* memory = mmap(nullptr, cells, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (memory == MAP_FAILED) fail({}, "no memory for the shadow of %zu bytes", bytes);
-    places.push_back({begin, begin + bytes, shift, kind, state, name, static_cast<Cell*>(memory)});
+    const Address words = begin & ~Address(3), end = begin + bytes;
+    const size_t cell_bytes = ((end - words + 3) / 4) * sizeof(Cell);  // fresh pages are zero, untouched ones cost nothing
+    void* cells = mmap(nullptr, cell_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (cells == MAP_FAILED) fail({}, "no memory for the shadow of %zu bytes", bytes);
+    places.push_back({begin, end, words, shift, kind != Region::shared, state, name, static_cast<Cell*>(cells), cell_bytes});
 }
 
 void begin_launch(const Launch& launch, const Kernel& kernel, unsigned block_size, char* stacks, size_t stack_bytes) {
@@ -75,7 +81,7 @@ void begin_launch(const Launch& launch, const Kernel& kernel, unsigned block_siz
     }
     add(Address(dynamic_shared()), dynamic_shared_size(), 0, Region::shared, nullptr, "dynamic shared memory");
     std::sort(places.begin(), places.end(), [](const Place& a, const Place& b) { return a.begin < b.begin; });
-    last = places.data();
+    last = before_last = places.data();
     now = 0;
     memset(fenced, 0, sizeof fenced);
     traffic = {};
@@ -84,7 +90,7 @@ void begin_launch(const Launch& launch, const Kernel& kernel, unsigned block_siz
 
 void end_launch(Launch& launch) {
     if (!on) return;
-    for (const Place& place : places) munmap(place.cells, (place.end - place.begin >> place.shift) * sizeof(Cell));
+    for (const Place& place : places) munmap(place.cells, place.cell_bytes);
     places.clear();
     blocks.clear();
     free(known);
@@ -95,7 +101,8 @@ void end_launch(Launch& launch) {
 void begin_block() {
     if (!on) return;
     synchronise_block();
-    blocks.push_back({floor_, blockIdx});
+    block_start = floor_;
+    blocks.push_back({block_start, blockIdx});
 }
 
 // ---------------------------------------------------------------- order
@@ -134,17 +141,17 @@ void synchronise_warp(unsigned warp, unsigned lanes) {
 
 void async_fence() {
     if (!on) return;
-    fenced[thread_number()] = epochs[thread_number()];
-    epochs[thread_number()] = ++now;
+    fenced[running_thread] = epochs[running_thread];
+    epochs[running_thread] = ++now;
 }
 
-static bool same_block(const Access& access) { return access.epoch >= blocks.back().epoch; }
+static bool same_block(const Access& access) { return access.epoch >= block_start; }
 
 /// Whether the running thread comes after that access.
 static bool ordered(const Access& access, unsigned thread, bool global) {
     if (!access.epoch) return true;
     if (!same_block(access)) return !global;
-    unsigned me = thread_number();
+    const unsigned me = running_thread;
     return thread == me || access.epoch < floor_ || access.epoch <= known[size_t(me) * threads + thread];
 }
 
@@ -212,60 +219,82 @@ static uint3 index_of(unsigned thread) {
 
 static Place* find(Address address) {
     if (address >= last->begin && address < last->end) return last;
+    std::swap(last, before_last);
+    if (address >= last->begin && address < last->end) return last;
     auto after = std::upper_bound(places.begin(), places.end(), address,
                                   [](Address a, const Place& place) { return a < place.begin; });
     if (after == places.begin() || address >= (after - 1)->end) return nullptr;
     return last = &*(after - 1);
 }
 
-static void touch_state(const Place& place, size_t granule, Address address, size_t bytes, bool writes, uint32_t where) {
-    uint8_t& state = place.state[granule];
-    if (state == Region::outside) gap(place, address, bytes, writes, where);
-    if (state == Region::unwritten && !writes) unwritten(place, address, bytes, where);
-    state = Region::accessible;
+/// The region of an access, which is an error if there is none; null for memory that is not checked.
+static Place* region(Address address, size_t bytes, bool writes, uint32_t where) {
+    Place* place = find(address);
+    if (!place && !writes) {
+        if (address >= image_begin && address + bytes <= image_end) return nullptr;  // tables of constants
+        if (address >= slots_begin && address + bytes <= slots_end) return nullptr;
+    }
+    if (!place || address + bytes > place->end) outside(address, bytes, writes, where);
+    return place;
 }
 
-static void touch(Place& place, size_t granule, Address address, size_t bytes, Mode mode, uint32_t where) {
-    Cell& cell = place.cells[granule];
-    const bool global = place.global(), writes = mode != read && mode != async_read;
-    const unsigned me = thread_number(), writer = cell.writer & (MAX_THREADS - 1);
+/// Goes over the words of an access: what(cell, mask of its bytes).
+template <class F>
+static inline void over_words(const Place& place, Address address, size_t bytes, F what) {
+    Address at = address;
+    for (const Address end = address + bytes; at < end;) {
+        const Address word = at & ~Address(3), next = std::min(word + 4, end);
+        const uint8_t mask = ((1u << (next - at)) - 1) << (at - word);
+        what(place.cells[(word - place.words) >> 2], mask);
+        at = next;
+    }
+}
+
+static void touch_states(const Place& place, Address address, size_t bytes, bool writes, uint32_t where) {
+    const size_t first = (address - place.begin) >> place.shift, last = (address + bytes - 1 - place.begin) >> place.shift;
+    for (size_t granule = first; granule <= last; ++granule) {
+        uint8_t& state = place.state[granule];
+        if (state == Region::outside) gap(place, address, bytes, writes, where);
+        if (state == Region::unwritten && !writes) unwritten(place, address, bytes, where);
+        state = Region::accessible;
+    }
+}
+
+static inline bool conflict(const Access& before, unsigned thread, uint8_t before_mask, uint8_t mask, bool global) {
+    return (before_mask & mask) && !ordered(before, thread, global);
+}
+
+static inline void touch(const Place& place, Cell& cell, uint8_t mask, Address address, size_t bytes, Mode mode, uint32_t where) {
+    const bool global = place.global, writes = mode != read && mode != async_read, here = cell.write.epoch && same_block(cell.write);
+    const unsigned me = running_thread, writer = cell.writer & (MAX_THREADS - 1);
     const char* what = writes ? "write" : "read";
-    if (place.state) touch_state(place, granule, address, bytes, writes, where);
-    if (cell.writer & IN_FLIGHT && same_block(cell.write)) in_flight(place, address, cell, writes, where);
-    if (!global && !writes && (!cell.write.epoch || !same_block(cell.write))) unwritten(place, address, bytes, where);
-    if (!ordered(cell.write, writer, global) && !(mode == update && cell.writer & ATOMIC))
+    if (cell.writer & IN_FLIGHT && here && (cell.write_mask & mask)) in_flight(place, address, cell, writes, where);
+    if (!global && !writes && (mask & ~(here ? cell.written : 0))) unwritten(place, address, bytes, where);
+    if (conflict(cell.write, writer, cell.write_mask, mask, global) && !(mode == update && cell.writer & ATOMIC))
         race(place, address, cell.write, writer, what, "write", where);
     if (mode == async_read && !global && !(cell.writer & SEEN) && cell.write.epoch > fenced[writer])
         unfenced(place, address, cell, where);
     if (writes) {
-        if (!ordered(cell.read, cell.reader, global)) race(place, address, cell.read, cell.reader, what, "read", where);
-        if (!ordered(cell.other, cell.other_reader, global))
+        if (conflict(cell.read, cell.reader, cell.read_mask, mask, global))
+            race(place, address, cell.read, cell.reader, what, "read", where);
+        if (conflict(cell.other, cell.other_reader, cell.other_mask, mask, global))
             race(place, address, cell.other, cell.other_reader, what, "read", where);
-        if (global && !cell.write.epoch) traffic.distinct_written += size_t(1) << place.shift;
+        cell.written = mask | (here ? cell.written : 0);
+        const bool same = cell.write.epoch == epochs[me] && writer == me;
+        cell.write_mask = mask | (same ? cell.write_mask : 0);
         cell.write = {epochs[me], where};
         cell.writer = me | (mode == update ? ATOMIC : mode == start ? IN_FLIGHT : 0);
+        traffic.distinct_written += global ? __builtin_popcount(mask & ~cell.ever_written) : 0;
+        cell.ever_written |= mask;
     } else {
-        if (global && !cell.read.epoch) traffic.distinct_read += size_t(1) << place.shift;
-        if (cell.reader != me) cell.other = cell.read, cell.other_reader = cell.reader;
+        if (cell.reader != me) cell.other = cell.read, cell.other_reader = cell.reader, cell.other_mask = cell.read_mask;
+        const bool same = cell.read.epoch == epochs[me] && cell.reader == me;
+        cell.read_mask = mask | (same ? cell.read_mask : 0);
         cell.read = {epochs[me], where};
         cell.reader = me;
+        traffic.distinct_read += global ? __builtin_popcount(mask & ~cell.ever_read) : 0;
+        cell.ever_read |= mask;
     }
-}
-
-/// The granules of an access, which lies in one region or is an error.
-struct Span {
-    Place* place;  // null: memory that is not checked
-    size_t first, past;
-};
-
-static Span span(Address address, size_t bytes, bool writes, uint32_t where) {
-    Place* place = find(address);
-    if (!place) {
-        if (!writes && address >= image_begin && address + bytes <= image_end) return {};  // tables of constants
-        if (!writes && address >= slots_begin && address + bytes <= slots_end) return {};
-    }
-    if (!place || address + bytes > place->end) outside(address, bytes, writes, where);
-    return {place, (address - place->begin) >> place->shift, ((address + bytes - 1 - place->begin) >> place->shift) + 1};
 }
 
 static uint32_t offset_of(const void* caller) { return Address(caller) - image_begin; }
@@ -273,19 +302,22 @@ static uint32_t offset_of(const void* caller) { return Address(caller) - image_b
 void access(const void* pointer, size_t bytes, Mode mode, const void* caller) {
     const Address address = Address(pointer);
     if (!on || address - stacks_begin < stacks_bytes || !bytes) return;
-    const Span s = span(address, bytes, mode != read && mode != async_read, offset_of(caller));
-    if (!s.place) return;
-    if (s.place->global()) (mode == read || mode == async_read ? traffic.read : traffic.written) += bytes;
-    for (size_t granule = s.first; granule < s.past; ++granule) touch(*s.place, granule, address, bytes, mode, offset_of(caller));
+    const bool writes = mode != read && mode != async_read;
+    const uint32_t where = offset_of(caller);
+    const Place* place = region(address, bytes, writes, where);
+    if (!place) return;
+    if (place->global) (writes ? traffic.written : traffic.read) += bytes;
+    if (place->state) touch_states(*place, address, bytes, writes, where);
+    over_words(*place, address, bytes, [&](Cell& cell, uint8_t mask) { touch(*place, cell, mask, address, bytes, mode, where); });
 }
 
 void land(const void* pointer, size_t bytes, bool seen) {
     if (!on) return;
-    const Span s = span(Address(pointer), bytes, true, 0);
-    for (size_t granule = s.first; granule < s.past; ++granule) {
-        s.place->cells[granule].write.epoch = epochs[thread_number()];
-        s.place->cells[granule].writer = thread_number() | (seen ? SEEN : 0);
-    }
+    const Place* place = region(Address(pointer), bytes, true, 0);
+    over_words(*place, Address(pointer), bytes, [&](Cell& cell, uint8_t) {
+        cell.write.epoch = epochs[running_thread];
+        cell.writer = running_thread | (seen ? SEEN : 0);
+    });
 }
 
 void fail_at(const void* caller, const char* format, ...) {

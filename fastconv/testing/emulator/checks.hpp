@@ -12,6 +12,7 @@
 namespace emulator {
 
 constexpr unsigned MAX_THREADS = 1024;
+extern unsigned running_thread;  // its number in the block
 
 namespace checks {
 

@@ -160,6 +160,9 @@ class EmulatedDevice:
         self._scratch.add(scratch)
         return scratch
 
+    def synchronize(self) -> None:
+        """Nothing to wait for: a launch returns when its kernel has ended."""
+
     def pointer(self, view: Any) -> int:
         """The address of the first element of a view."""
         address: int = view.__array_interface__["data"][0]
@@ -238,14 +241,12 @@ class EmulatedDevice:
 
 
 def _words(value: np.ndarray, name: str) -> Iterator[tuple[str, int]]:
-    """The 8-byte integers of an argument, which may be addresses, each with a name for messages."""
-    if value.dtype.names is None:
-        if value.dtype == np.uint64:
-            yield name, int(value)
-        return
-    for field in value.dtype.names:
-        for word in np.atleast_1d(value[field]) if value[field].dtype in (np.uint64, np.int64) else ():
-            yield f"operand {field}", int(word)
+    """The aligned 8-byte integers of an argument, which may be addresses, each with a name for messages."""
+    fields: Any = value.dtype.fields or {}
+    starts = {offset: f"operand {field}" for field, (_, offset, *_) in fields.items()}
+    words = np.frombuffer(value.tobytes(), np.uint64, count=value.nbytes // 8)
+    for position, word in enumerate(words.tolist()):
+        yield starts.get(8 * position, name), word
 
 
 def assert_same_under_schedules(device: EmulatedDevice, call: Callable[[], Any], schedules: int = 3) -> None:

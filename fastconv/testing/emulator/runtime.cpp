@@ -144,11 +144,11 @@ struct Block {
     Named named[16];
     unsigned size, live, arrived, votes, result;
     unsigned ready[MAX_THREADS], head, count;  // a ring of the threads that can run
-    unsigned current;
     uint64_t random;
 };
 
 static Block block;
+unsigned running_thread;
 static Fiber fibers[MAX_THREADS];
 static Fiber* spare[MAX_THREADS];  // fibers whose loop waits for work
 static unsigned spares, started;
@@ -160,9 +160,9 @@ static Launch* launch;
 static const Kernel* kernel;
 static bool failed;
 
-static Thread& current() { return block.threads[block.current]; }
-unsigned thread_number() { return block.current; }
-unsigned live_lanes() { return block.warps[block.current / WARP].live; }
+static Thread& current() { return block.threads[running_thread]; }
+unsigned thread_number() { return running_thread; }
+unsigned live_lanes() { return block.warps[running_thread / WARP].live; }
 void* dynamic_shared() { return shared_memory; }
 size_t dynamic_shared_size() { return shared_size; }
 char* static_shared() { return kernel->shared_begin; }
@@ -266,7 +266,7 @@ static unsigned pick() {
 }
 
 static void become(unsigned thread) {
-    block.current = thread;
+    running_thread = thread;
     threadIdx = block.threads[thread].index;
 }
 
@@ -311,7 +311,7 @@ static Fiber* take_fiber() {
 static void give_way() {
     unsigned next = pick();
     if (next == MAX_THREADS) deadlock();
-    if (next == block.current) return;
+    if (next == running_thread) return;
     Fiber* self = running;
     become(next);
     Fiber* other = block.threads[next].fiber;
@@ -325,7 +325,7 @@ static void wait(Waits waits, const char* what, unsigned mask, Site site) {
 }
 
 void yield(Site) {
-    make_ready(block.current);
+    make_ready(running_thread);
     give_way();
 }
 
@@ -385,7 +385,7 @@ void named_barrier(unsigned id, unsigned threads, bool wait_for_it, Site site) {
         fail(site, "barrier %u of %u threads: others at it expect %u", id, threads, barrier.expected);
     barrier.expected = threads;
     barrier.arrived++;
-    checks::release(block.current, barrier.clock);
+    checks::release(running_thread, barrier.clock);
     if (wait_for_it) wait(Waits::named, "barrier", id, site);
     if (barrier.arrived == threads) {
         barrier.arrived = 0;
@@ -431,7 +431,7 @@ static void release_warp(unsigned warp, unsigned mask) {
 }
 
 void warp_collective(const char* what, unsigned mask, Perform perform, void* mine, Site site) {
-    unsigned lane = block.current % WARP, warp = block.current / WARP;
+    unsigned lane = running_thread % WARP, warp = running_thread / WARP;
     if (!(mask >> lane & 1)) fail(site, "%s: the mask 0x%08x does not name lane %u, which calls it", what, mask, lane);
     wait(Waits::warp, what, mask, site);
     current().perform = perform;
@@ -445,12 +445,12 @@ static void thread_exits() {
     Thread& thread = current();
     thread.done = true;
     block.live--;
-    Warp& warp = block.warps[block.current / WARP];
-    warp.live &= ~(1u << block.current % WARP);
+    Warp& warp = block.warps[running_thread / WARP];
+    warp.live &= ~(1u << running_thread % WARP);
     for (unsigned left = warp.arrived, i; left; left &= left - 1) {
         i = __builtin_ctz(left);
-        const Thread& other = block.threads[block.current / WARP * WARP + i];
-        if (warp.arrived >> i & 1) release_warp(block.current / WARP, other.mask);
+        const Thread& other = block.threads[running_thread / WARP * WARP + i];
+        if (warp.arrived >> i & 1) release_warp(running_thread / WARP, other.mask);
     }
     release_block();
 }

@@ -38,7 +38,7 @@ struct Region {
     enum Kind : uint32_t { operand, scratch, shared };
     enum State : uint8_t { outside, accessible, unwritten };  // of a granule; unwritten: accessible once it is written
     uint64_t begin, bytes;
-    uint32_t shift;  // a granule, for which races are told apart, has 1 << shift bytes
+    uint32_t shift;  // of a granule of 1 << shift bytes
     Kind kind;
     uint8_t* state;  // of each granule; null: all are accessible
     const char* name;
