@@ -135,9 +135,11 @@ def _index(found: dict[str, Document]) -> str:
         versions = "; ".join(text for who, text in doc["contestants"].items() if who != doc["subject"])
         best = overall["ratios"].get("best")
         note = doc.get("note", "")
-        rows.append([f"`{name}`", f"{overall['timed']}/{overall['rows']}", ratio(best["geomean"] if best else None),
-                     str(doc["environment"]["machine"]["load"]), versions, note])  # fmt: skip
-    return table(["file", "timed", "vs best peer", "load", "peers", "note"], rows) if rows else NONE
+        rows.append([
+            f"`{name}`", versions, note, f"{overall['timed']}/{overall['rows']}",
+            ratio(best["geomean"] if best else None), str(doc["environment"]["machine"]["load"]),
+        ])  # fmt: skip
+    return table(["file", "peers", "note", "timed", "vs best peer", "load"], rows, 3) if rows else NONE
 
 
 def figures(found: dict[str, Document]) -> str:
