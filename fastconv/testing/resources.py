@@ -8,7 +8,9 @@ kernels/README.md; the tests hold the same figures against what the kernels clai
 from __future__ import annotations
 
 import argparse
+import hashlib
 import importlib
+import json
 import re
 import shutil
 import subprocess
@@ -20,8 +22,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from fastconv.backends.raw import MODULES
+from fastconv.compiler import store
 from fastconv.compiler.cuda import ARCHITECTURES, Instance, cubins, source_folder
 from fastconv.errors import BackendError
 
@@ -86,23 +90,32 @@ def cuobjdump() -> str:
 
 
 def measure(instances: Sequence[Instance], arch: str) -> list[Resources]:
-    """Compile instances of one file for an architecture and read the figures off the machine code."""
+    """Compile instances of one file for an architecture and read the figures off the machine code.
+
+    The figures are kept beside the machine code, by a digest of it.
+    """
     cubin, symbols = cubins(tuple(instances), arch)
+    names = {symbols[instance]: instance for instance in instances}
+    path = store.place("cuda", "resources", (hashlib.sha256(cubin).hexdigest(), WIDE.pattern, MATRIX.pattern))
+    kept = store.read(path)
+    if kept is None:
+        kept = json.dumps(_read(cubin)).encode()
+        store.write(path, kept)
+    found = json.loads(kept)
+    return [Resources(names[name], arch, *found[name][:4], frozenset(found[name][4])) for name in names]
+
+
+def _read(cubin: bytes) -> dict[str, list[Any]]:
+    """By symbol: registers, shared memory, stack, local memory, and the instructions that are looked for."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
         usage, sass = _dump("--dump-resource-usage", file.name), _dump("-sass", file.name)
-    figures = dict(_usage(usage))
     code = dict(_functions(sass))
-    found = []
-    for instance in instances:
-        numbers, text = figures[symbols[instance]], code[symbols[instance]]
-        used = frozenset(f"{match[1]}.128" for match in WIDE.finditer(text)) | set(MATRIX.findall(text))
-        found.append(
-            Resources(
-                instance, arch, numbers["REG"], numbers["SHARED"], numbers["STACK"], numbers["LOCAL"], frozenset(used)
-            )
-        )
+    found = {}
+    for name, numbers in _usage(usage):
+        used = {f"{match[1]}.128" for match in WIDE.finditer(code[name])} | set(MATRIX.findall(code[name]))
+        found[name] = [*(numbers[key] for key in ("REG", "SHARED", "STACK", "LOCAL")), sorted(used)]
     return found
 
 
