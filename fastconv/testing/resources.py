@@ -20,7 +20,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +63,12 @@ def shipped(modules: Iterable[str] = MODULES) -> list[Instance]:
     return list(found)
 
 
+@cache
 def claims(instance: Instance) -> dict[str, object]:
-    """What the host side of an instance says of it: "sass", instructions it must have; "registers", at most."""
+    """What the host side of an instance says of it.
+
+    "sass": instructions that it must have; "registers": at most; "capability": the least that has its instructions.
+    """
     for name in MODULES:
         module = importlib.import_module(f"fastconv.backends.raw.{name}")
         if instance in set(module.instances()):
@@ -102,7 +106,8 @@ def measure(instances: Sequence[Instance], arch: str) -> list[Resources]:
         kept = json.dumps(_read(cubin)).encode()
         store.write(path, kept)
     found = json.loads(kept)
-    return [Resources(names[name], arch, *found[name][:4], frozenset(found[name][4])) for name in names]
+    figures = ((names[name], arch, *found[name][:4], frozenset(found[name][4])) for name in names)
+    return [Resources(*figure) for figure in figures]
 
 
 def _read(cubin: bytes) -> dict[str, list[Any]]:
@@ -136,6 +141,12 @@ def _functions(text: str) -> Iterator[tuple[str, str]]:
     yield from zip(parts[1::2], parts[2::2], strict=True)
 
 
+def for_arch(instances: Iterable[Instance], arch: str) -> list[Instance]:
+    """Those of the instances whose instructions an architecture has."""
+    capability = int(re.sub(r"\D", "", arch))
+    return [instance for instance in instances if capability >= int(str(claims(instance).get("capability", 0)))]
+
+
 def by_file(instances: Iterable[Instance]) -> dict[str, list[Instance]]:
     files: dict[str, list[Instance]] = {}
     for instance in instances:
@@ -145,9 +156,9 @@ def by_file(instances: Iterable[Instance]) -> dict[str, list[Instance]]:
 
 def measure_all(instances: Iterable[Instance], archs: Sequence[str] = ARCHITECTURES) -> list[Resources]:
     """The figures of all instances on all architectures, compiled in parallel."""
-    jobs = [(group, arch) for group in by_file(instances).values() for arch in archs]
+    jobs = [(for_arch(group, arch), arch) for group in by_file(instances).values() for arch in archs]
     with ThreadPoolExecutor() as pool:
-        return [one for part in pool.map(lambda job: measure(*job), jobs) for one in part]
+        return [one for part in pool.map(lambda job: measure(*job), [job for job in jobs if job[0]]) for one in part]
 
 
 def table(found: Sequence[Resources]) -> str:
@@ -161,9 +172,10 @@ def table(found: Sequence[Resources]) -> str:
         "|---|---|---|---|---|---|",
     ]
     for instance, per in rows.items():
+        registers = ", ".join(str(per[arch].registers) if arch in per else "-" for arch in archs)
         wide = sorted(set().union(*(one.instructions for one in per.values())))
         lines.append(
-            f"| `{instance.file}` | `{instance}` | {', '.join(str(per[arch].registers) for arch in archs)} "
+            f"| `{instance.file}` | `{instance}` | {registers} "
             f"| {max(one.spills for one in per.values())} | {max(one.shared for one in per.values())} "
             f"| {', '.join(wide) or '-'} |"
         )
