@@ -21,7 +21,7 @@ from fastconv import tuning
 from fastconv.arrays import canonical, dtype_of
 from fastconv.backends.base import OPS, Launch
 from fastconv.backends.raw import conv_depthwise, conv_direct, conv_gemm, conv_mma, device
-from fastconv.backends.raw.conv_steps import THREADS, Operands, Step, reductions
+from fastconv.backends.raw.conv_steps import Operands, Step, reductions
 from fastconv.backends.raw.device import Device, Properties
 from fastconv.compiler.cuda import Instance
 from fastconv.gpu_arrays import CudaView, contiguous
@@ -167,4 +167,4 @@ def claims(instance: Instance) -> dict[str, Any]:
         if instance.file in module.FILES:
             found: dict[str, Any] = module.claims(instance)
             return found
-    return {"registers": 65536 // THREADS // 2}
+    return {"registers": 128}
