@@ -13,7 +13,7 @@ import pytest
 
 import fastconv
 from fastconv import arrays
-from fastconv.backends.raw import args, conv, conv_depthwise, conv_direct, conv_gemm, device
+from fastconv.backends.raw import args, backend, conv, conv_depthwise, conv_direct, conv_gemm, device
 from fastconv.backends.raw.conv_steps import Operands
 from fastconv.gpu_arrays import CudaView, contiguous
 from fastconv.problem import ConvProblem
@@ -69,6 +69,21 @@ def test_direct_takes_everything():
             assert "direct" in [choice.algorithm for choice in conv.applicable(op, cases.conv(name), H100)]
     far = replace(cases.conv("dense"), N=2**28)  # more pixels than the tiled kernel counts
     assert conv_gemm.offer("conv_fprop", far, H100) is None
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "conv1d n=1 c=1 size=2147483648 k=1 ksize=1",
+        "conv1d n=1 c=1 size=8 k=2147483648 ksize=1 dtype=float16",
+        "conv1d n=1 c=1 size=1073741824 k=1 ksize=3 stride=1073741824 pad=1073741824",
+    ],
+)
+def test_what_is_too_long_is_refused(line):
+    """The kernels count cells along an axis, padding included, in 32 bits."""
+    assert "2**31 - 1" in str(backend.rejects("conv_fprop", ConvProblem.parse(line)))
+    shorter = line.replace("2147483648", "2147483647").replace("1073741824", "715827882")
+    assert backend.rejects("conv_fprop", ConvProblem.parse(shorter)) is None
 
 
 def test_tiles_and_splits(monkeypatch):
@@ -260,11 +275,11 @@ def test_split_pixels(gpu, monkeypatch, name):
 )
 @pytest.mark.parametrize("name", ["dense", "grouped_strided", "mid_1x1"])
 @pytest.mark.parametrize("op", OPS)
-def test_mixed_floats(gpu, op, name, first, second):
+def test_mixed_floats(gpu, op, name, pair):
     """Operands of two dtypes promote; the direct kernels read both as they are."""
-    dtype = arrays.conv_dtype(arrays.dtype_of(first), arrays.dtype_of(second))
+    dtype = arrays.conv_dtype(*map(arrays.dtype_of, pair))
     with emulator.using(gpu):
-        selftest.conv_exact("raw", op, cases.conv(name, dtype=dtype), (first, second))
+        selftest.conv_exact("raw", op, cases.conv(name, dtype=dtype), pair)
 
 
 @needs_compiler
