@@ -10,19 +10,17 @@ from fastconv.backends.raw import args
 from fastconv.backends.raw.conv_steps import (
     RESIDENT,
     SUMSIZE,
-    THREADS,
     TYPES,
     WIDTHS,
     Offer,
     Operands,
-    Step,
-    blocks_for,
     conv_args,
     pixels_of,
     power_of_two,
     reduction,
 )
 from fastconv.backends.raw.device import Properties, workspace_limit
+from fastconv.backends.raw.launching import THREADS, Step, blocks_for
 from fastconv.compiler.cuda import Instance
 from fastconv.problem import ConvProblem
 
