@@ -23,7 +23,7 @@ from fastconv.backends.base import OPS, Launch
 from fastconv.backends.raw import conv_depthwise, conv_direct, conv_gemm, conv_mma, device
 from fastconv.backends.raw.conv_steps import Operands, reductions
 from fastconv.backends.raw.device import Device, Properties
-from fastconv.backends.raw.launching import THREADS, Step
+from fastconv.backends.raw.launching import Step
 from fastconv.compiler.cuda import Instance
 from fastconv.gpu_arrays import CudaView, contiguous
 from fastconv.problem import ConvProblem, Ints
@@ -168,4 +168,4 @@ def claims(instance: Instance) -> dict[str, Any]:
         if instance.file in module.FILES:
             found: dict[str, Any] = module.claims(instance)
             return found
-    return {"registers": 65536 // THREADS // 2}
+    return {"registers": 128}

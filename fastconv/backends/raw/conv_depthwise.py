@@ -20,7 +20,7 @@ from fastconv.backends.raw.conv_steps import (
     reduction,
 )
 from fastconv.backends.raw.device import Properties, workspace_limit
-from fastconv.backends.raw.launching import THREADS, Step, blocks_for
+from fastconv.backends.raw.launching import Step, blocks_for
 from fastconv.compiler.cuda import Instance
 from fastconv.problem import ConvProblem
 
@@ -94,7 +94,7 @@ def instances() -> Iterator[Instance]:
 
 
 def claims(instance: Instance) -> dict[str, Any]:
-    """Packed instances move 16 bytes at a time."""
+    """Packed instances load 16 bytes at a time; two blocks fit a multiprocessor, but for the packed wgrad."""
     packed = instance.args[-1] != "1"
-    resident = 1 if packed and instance.kernel == "conv_wgrad_depthwise" else 2
-    return {"registers": 65536 // THREADS // resident, **({"sass": ("LDG.E.128",)} if packed else {})}
+    registers = 255 if packed and instance.kernel == "conv_wgrad_depthwise" else 128
+    return {"registers": registers, **({"sass": ("LDG.128",)} if packed else {})}

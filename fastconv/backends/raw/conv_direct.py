@@ -90,6 +90,6 @@ def instances() -> Iterator[Instance]:
 
 
 def claims(instance: Instance) -> dict[str, Any]:
-    """Packed instances load 16 bytes at a time."""
+    """Packed instances load 16 bytes at a time; two blocks fit a multiprocessor."""
     packed = instance.args[-1] != "SCALAR"
-    return {"registers": 65536 // THREADS // 2, **({"sass": ("LDG.E.128",)} if packed else {})}
+    return {"registers": 128, **({"sass": ("LDG.128",)} if packed else {})}
