@@ -276,9 +276,7 @@ def test_split_pixels(gpu, monkeypatch, name):
 
 
 @needs_compiler
-@pytest.mark.parametrize(
-    ("first", "second"), [("float16", "float32"), ("float64", "bfloat16"), ("float16", "bfloat16")]
-)
+@pytest.mark.parametrize("pair", [("float16", "float32"), ("float64", "bfloat16"), ("float16", "bfloat16")])
 @pytest.mark.parametrize("name", ["dense", "grouped_strided", "mid_1x1"])
 @pytest.mark.parametrize("op", OPS)
 def test_mixed_floats(gpu, op, name, pair):
