@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastconv.arrays import name_of
+from fastconv.arrays import canonical, dtype_of, name_of
 from fastconv.backends.raw import args
 from fastconv.backends.raw.launching import Step, blocks_for
 from fastconv.compiler.cuda import Instance
@@ -68,6 +68,17 @@ class Operands:
         if problem.dtype != "int32" and {dtypes[role] for role in ("x", "w", "y")} != {problem.dtype}:
             types = ("Any", types[1])
         return cls(strides, dtypes, aligned, types)
+
+    @classmethod
+    def contiguous(cls, problem: ConvProblem) -> Operands:
+        """Contiguous, aligned operands in the problem's layout."""
+        views = {}
+        for role in ("x", "w", "y"):
+            dtype, shape = dtype_of("int8" if problem.dtype == "int32" else problem.dtype), problem.shape(role)
+            strides = tuple(dtype.itemsize * math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
+            nowhere = np.lib.stride_tricks.as_strided(np.empty((), dtype), shape, strides)  # its elements are not there
+            views[role] = canonical(problem, role, nowhere)
+        return cls.of(problem, views, aligned=True)
 
     @property
     def mixed(self) -> bool:
