@@ -164,7 +164,13 @@ def test_claims():
 
 
 @needs_compiler
-@pytest.mark.parametrize(("name", "dtype"), [("Conv", args.CONV), ("Splits", args.SPLITS), ("Divisor", args.DIVISOR)])
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        ("Conv", args.CONV), ("Splits", args.SPLITS), ("Divisor", args.DIVISOR), ("Pool", args.POOL),
+        ("Map", args.MAP), ("BiasGrad", args.BIAS_GRAD), ("Signal", args.SIGNAL),
+    ],
+)  # fmt: skip
 def test_struct(name, dtype):
     """Sizes and offsets are the compiler's."""
     fields = list(dtype.names)

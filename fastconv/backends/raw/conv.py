@@ -21,8 +21,9 @@ from fastconv import tuning
 from fastconv.arrays import dtype_of
 from fastconv.backends.base import OPS, Launch
 from fastconv.backends.raw import conv_depthwise, conv_direct, conv_gemm, conv_mma, device
-from fastconv.backends.raw.conv_steps import Operands, Step, reductions
+from fastconv.backends.raw.conv_steps import Operands, reductions
 from fastconv.backends.raw.device import Device, Properties
+from fastconv.backends.raw.launching import Step
 from fastconv.compiler.cuda import Instance
 from fastconv.problem import ConvProblem, Ints
 

@@ -14,14 +14,13 @@ from fastconv.backends.raw.conv_steps import (
     WIDTHS,
     Offer,
     Operands,
-    Step,
-    blocks_for,
     conv_args,
     pixels_of,
     power_of_two,
     reduction,
 )
 from fastconv.backends.raw.device import Properties, workspace_limit
+from fastconv.backends.raw.launching import Step, blocks_for
 from fastconv.compiler.cuda import Instance
 from fastconv.problem import ConvProblem
 

@@ -7,21 +7,18 @@ from typing import Any
 
 from fastconv.backends.raw import args
 from fastconv.backends.raw.conv_steps import (
-    LARGEST_GRID,
     RESIDENT,
-    THREADS,
     TYPES,
     WIDTHS,
     Offer,
     Operands,
-    Step,
-    blocks_for,
     conv_args,
     per_group,
     pixels_of,
     power_of_two,
 )
 from fastconv.backends.raw.device import Properties
+from fastconv.backends.raw.launching import LARGEST_GRID, THREADS, Step, blocks_for
 from fastconv.compiler.cuda import Instance
 from fastconv.problem import ConvProblem
 

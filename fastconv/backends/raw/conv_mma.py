@@ -16,16 +16,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastconv.backends.raw import args
-from fastconv.backends.raw.conv_steps import (
-    LARGEST_GRID,
-    Offer,
-    Operands,
-    Step,
-    blocks_for,
-    per_group,
-    pixels_of,
-)
+from fastconv.backends.raw.conv_steps import Offer, Operands, per_group, pixels_of
 from fastconv.backends.raw.device import Properties, workspace_limit
+from fastconv.backends.raw.launching import LARGEST_GRID, Step, blocks_for
 from fastconv.compiler.cuda import Instance
 from fastconv.problem import ACTIVATIONS, ConvProblem, Ints
 
