@@ -34,7 +34,7 @@ def integers(rng, shape, dtype=np.float64):
 
 
 def chunked(rng, array, tiny=False):
-    """The array in random, uneven chunks along every axis, a few hundred at most; `tiny`: along one, of single cells."""
+    """The array in random, uneven chunks along every axis, a few hundred at most; `tiny`: of single cells along one."""
     chunks, single = [], rng.integers(1, array.ndim) if tiny and array.ndim < 5 else None
     for axis, n in enumerate(array.shape):
         cuts = min(n - 1, rng.integers(0, 3 if array.ndim < 5 else 2))
