@@ -1,6 +1,6 @@
 """A convolution, its pooling and its weight gradient over an image several times larger than the workers' memory.
 
-    python examples/dask_larger_than_memory.py --gib 3 --workers 2 --memory 448
+    python examples/dask_larger_than_memory.py --gib 4 --workers 2 --memory 448
 
 starts a cluster on this machine, whose dashboard shows the blocks as they come and go, lets its workers make up the
 image block by block, and prints the peak memory of each. The same program runs on a cluster of machines: give `Client`
@@ -10,7 +10,6 @@ the address of its scheduler.
 from __future__ import annotations
 
 import argparse
-import os
 import time
 
 import dask
@@ -38,12 +37,10 @@ def peak_mib() -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--gib", type=float, default=3.0, help="size of the image")
+    parser.add_argument("--gib", type=float, default=4.0, help="size of the image")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--memory", type=int, default=448, help="memory limit of each worker, in MiB")
     options = parser.parse_args()
-    # Memory that the allocator has back goes to the system at once: Dask counts it as the worker's own.
-    dask.config.set({"distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": 65536})
     with (
         LocalCluster(
             n_workers=options.workers, threads_per_worker=1, memory_limit=f"{options.memory}MiB", dashboard_address=":0"
@@ -74,5 +71,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("NUMBA_NUM_THREADS", "1")
     main()
