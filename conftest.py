@@ -2,7 +2,7 @@
 
 from importlib.util import find_spec
 
-LIBRARIES = {"autograd": "autograd", "dask": "dask", "jax": "jax"}
+LIBRARIES = {"autograd": "autograd", "cupy_cudnn": "cupy", "dask": "dask", "jax": "jax"}
 collect_ignore = [
     f"fastconv/interop/{module}.py" for module, library in LIBRARIES.items() if find_spec(library) is None
 ]
