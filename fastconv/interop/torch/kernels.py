@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch._prims_common import suggest_memory_format
 
 import fastconv
 from fastconv import arrays, dispatch
@@ -64,8 +65,13 @@ def per_axis(values: Ints, ndim: int) -> Ints:
 
 
 def conv_format(x: Tensor, w: Tensor) -> torch.memory_format:
-    """PyTorch's choice for a convolution, which compiled code relies on."""
+    """PyTorch's choice for a convolution: compiled code relies on it."""
     return torch._C._conv_determine_backend_memory_format(x, w, torch._C._ConvBackend.Mkldnn)
+
+
+def pool_format(x: Tensor) -> torch.memory_format:
+    """PyTorch's choice for a pooling of x, and for the gradient to x."""
+    return torch.contiguous_format if x.is_contiguous() else suggest_memory_format(x)
 
 
 # ---------------------------------------------------------------- convolution
@@ -111,6 +117,11 @@ def convolution_backward(
 # ---------------------------------------------------------------- sliding windows
 
 
+def lend_pooled(tensor: Tensor, x: Tensor | None = None) -> Any:
+    """`lend`, in the memory format that the result gets: that of `x`, the pooled tensor."""
+    return lend(tensor.contiguous(memory_format=pool_format(tensor if x is None else x)))
+
+
 def rounding(ceil_mode: bool) -> str:
     return "ceil" if ceil_mode else "floor"
 
@@ -121,7 +132,7 @@ def max_pool(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """``aten::max_pool2d_with_indices`` and its 3-D twin."""
     y, indices = spatial("max_pool{}", ndim)(
-        lend(x), *windows(ndim, kernel_size, stride, padding), per_axis(dilation, ndim),
+        lend_pooled(x), *windows(ndim, kernel_size, stride, padding), per_axis(dilation, ndim),
         rounding=rounding(ceil_mode), return_indices=True,
     )  # fmt: skip
     return back(y), back(indices)
@@ -133,7 +144,7 @@ def max_pool_backward(
 ) -> Tensor:  # fmt: skip
     """``aten::max_pool2d_with_indices_backward`` and its 3-D twin."""
     dx = spatial("max_pool{}_dgrad", ndim)(
-        lend(dy), lend(x), *windows(ndim, kernel_size, stride, padding), per_axis(dilation, ndim),
+        lend_pooled(dy, x), lend(x), *windows(ndim, kernel_size, stride, padding), per_axis(dilation, ndim),
         rounding=rounding(ceil_mode), indices=lend(indices),
     )  # fmt: skip
     return back(dx)
@@ -145,7 +156,7 @@ def avg_pool(
 ) -> Tensor:  # fmt: skip
     """``aten::avg_pool2d`` and its 3-D twin."""
     y = spatial("avg_pool{}", ndim)(
-        lend(x), *windows(ndim, kernel_size, stride, padding), rounding=rounding(ceil_mode),
+        lend_pooled(x), *windows(ndim, kernel_size, stride, padding), rounding=rounding(ceil_mode),
         count_include_pad=count_include_pad, divisor=divisor_override,
     )  # fmt: skip
     return back(y)
@@ -157,7 +168,7 @@ def avg_pool_backward(
 ) -> Tensor:  # fmt: skip
     """``aten::avg_pool2d_backward`` and its 3-D twin."""
     dx = spatial("avg_pool{}_dgrad", ndim)(
-        lend(dy), tuple(x.shape), *windows(ndim, kernel_size, stride, padding), rounding=rounding(ceil_mode),
+        lend_pooled(dy, x), tuple(x.shape), *windows(ndim, kernel_size, stride, padding), rounding=rounding(ceil_mode),
         count_include_pad=count_include_pad, divisor=divisor_override,
     )  # fmt: skip
     return back(dx)
@@ -169,7 +180,7 @@ def windows(ndim: int, kernel_size: Ints, stride: Ints, padding: Ints) -> tuple[
 
 def max_unpool(ndim: int, y: Tensor, indices: Tensor, output_size: Ints, *_: Ints) -> Tensor:
     """``aten::max_unpool2d`` and its 3-D twin: where a value goes, its index alone says."""
-    return back(spatial("max_unpool{}", ndim)(lend(y), lend(indices), 1, output_size=tuple(output_size)))
+    return back(spatial("max_unpool{}", ndim)(lend_pooled(y), lend(indices), 1, output_size=tuple(output_size)))
 
 
 # ---------------------------------------------------------------- adaptive windows
@@ -178,24 +189,24 @@ def max_unpool(ndim: int, y: Tensor, indices: Tensor, output_size: Ints, *_: Int
 def adaptive_max_pool(ndim: int, x: Tensor, output_size: Ints) -> tuple[Tensor, Tensor]:
     """``aten::adaptive_max_pool2d`` and its 3-D twin."""
     pooling = spatial("adaptive_max_pool{}", ndim)
-    y, indices = pooling(lend(x), per_axis(output_size, ndim), return_indices=True)
+    y, indices = pooling(lend_pooled(x), per_axis(output_size, ndim), return_indices=True)
     return back(y), back(indices)
 
 
 def adaptive_max_pool_backward(ndim: int, dy: Tensor, x: Tensor, indices: Tensor) -> Tensor:
     """``aten::adaptive_max_pool2d_backward`` and its 3-D twin."""
-    operands = dispatch.admit(("dy", "x", "indices"), (lend(dy), lend(x), lend(indices)), None)
+    operands = dispatch.admit(("dy", "x", "indices"), (lend_pooled(dy, x), lend(x), lend(indices)), None)
     return back(pool.max_dgrad(adaptive(ndim, dy, x), operands, None, None))
 
 
 def adaptive_avg_pool(ndim: int, x: Tensor, output_size: Ints) -> Tensor:
     """``aten::_adaptive_avg_pool2d`` and its 3-D twin."""
-    return back(spatial("adaptive_avg_pool{}", ndim)(lend(x), per_axis(output_size, ndim)))
+    return back(spatial("adaptive_avg_pool{}", ndim)(lend_pooled(x), per_axis(output_size, ndim)))
 
 
 def adaptive_avg_pool_backward(ndim: int, dy: Tensor, x: Tensor) -> Tensor:
     """``aten::_adaptive_avg_pool2d_backward`` and its 3-D twin."""
-    problem, operands = adaptive(ndim, dy, x), dispatch.admit(("dy",), (lend(dy),), None)
+    problem, operands = adaptive(ndim, dy, x), dispatch.admit(("dy",), (lend_pooled(dy, x),), None)
     return back(dispatch.run("avgpool_dgrad", problem, operands, None, None))
 
 
