@@ -42,16 +42,16 @@ def back(result: Any) -> Tensor:
     """The tensor over a result's memory."""
     if not isinstance(result, np.ndarray):
         return result
-    if result.dtype.name == "bfloat16":
+    if result.dtype.kind == "V":  # bfloat16
         return torch.from_numpy(result.view(np.int16)).view(torch.bfloat16)
     return torch.from_numpy(result)
 
 
-def of_one_dtype(*tensors: Tensor | None) -> None:
+def of_one_dtype(x: Tensor, *others: Tensor | None) -> None:
     """PyTorch promotes nothing here, and neither do we in its place."""
-    dtypes = {tensor.dtype for tensor in tensors if tensor is not None}
-    if len(dtypes) > 1 or not dtypes <= set(FLOATS):
-        raise DTypeError(f"convolution takes floats of one dtype: got {', '.join(sorted(map(str, dtypes)))}")
+    if x.dtype not in FLOATS or any(other is not None and other.dtype is not x.dtype for other in others):
+        listing = ", ".join(str(tensor.dtype) for tensor in (x, *others) if tensor is not None)
+        raise DTypeError(f"convolution takes floats of one dtype: got {listing}")
 
 
 def spatial(name: str, ndim: int) -> Any:

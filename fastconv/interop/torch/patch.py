@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 import threading
 import warnings
 from collections import Counter
@@ -93,6 +94,7 @@ class State:
         self.ran: Counter[str] = Counter()
         self.passed: Counter[tuple[str, str]] = Counter()
         self.libraries: list[Library] = []
+        self.inductor: Any = None
         self.forked = False
 
     def count(self, counter: Counter, key: Any) -> None:
@@ -105,10 +107,12 @@ state = State()
 
 def _after_fork() -> None:
     """A forked process cannot start its parent's pool of GNU OpenMP threads again, which Numba refuses by exiting."""
-    from numba.np.ufunc import parallel
-
+    parallel = sys.modules.get("numba.np.ufunc.parallel")
     state.lock = threading.Lock()
-    state.forked = parallel._threading_layer == "omp"
+    state.forked = parallel is not None and parallel._threading_layer == "omp"
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 # ---------------------------------------------------------------- kernels
@@ -239,13 +243,16 @@ class patch:  # noqa: N801 - used as a function is
         """Begin; the counts start anew where no other patch is installed."""
         with state.lock:
             if not state.libraries:
+                from fastconv.interop.torch.inductor import KeepCalls  # a second to import
+
                 with warnings.catch_warnings():  # PyTorch warns that its kernels are overridden
                     warnings.simplefilter("ignore", UserWarning)
                     state.libraries = _register()
-                os.register_at_fork(after_in_child=_after_fork)
+                state.inductor = KeepCalls(name for name in OPERATORS if "pool" in name)
             if not state.installed:
                 state.ran.clear()
                 state.passed.clear()
+                state.inductor.install()
             state.installed += 1
             self._depth += 1
         return self
@@ -263,6 +270,8 @@ class patch:  # noqa: N801 - used as a function is
                 raise FastconvError("this patch is not installed: call install() first")
             self._depth -= 1
             state.installed -= 1
+            if not state.installed:
+                state.inductor.uninstall()
 
     def report(self) -> Report:
         """What ran on fastconv and what was passed on, since the outermost patch was last installed."""
