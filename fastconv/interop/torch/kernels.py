@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch._prims_common import suggest_memory_format
 
 import fastconv
@@ -20,7 +21,6 @@ from fastconv.errors import DTypeError
 from fastconv.ops import pool
 from fastconv.problem import adaptive_problem
 
-Tensor = torch.Tensor
 Ints = Sequence[int]
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)

@@ -8,18 +8,16 @@ The gradient of an average pooling is linear and its own adjoint's; that of a ma
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch.library import custom_op, define, impl, register_autograd, register_fake
+from torch import Tensor
+from torch.library import custom_op
 
 from fastconv.interop.torch import kernels
 from fastconv.interop.torch.kernels import back, lend, spatial
-from fastconv.problem import as_ints
-from fastconv.problem.window import make_pads
 
-Tensor = torch.Tensor
 Ints = Sequence[int]
 
 # ---------------------------------------------------------------- the passes of a convolution
@@ -119,11 +117,149 @@ conv_wgrad.register_autograd(conv_wgrad_backward, setup_context=keep)
 # ---------------------------------------------------------------- poolings
 
 
-def twin(name: str, kernel: Callable[..., Any]) -> Any:
-    """``fastconv::name``, with the arguments, shapes and memory formats of ``aten::name``."""
-    model = getattr(torch.ops.aten, name).default
-    qualified = f"fastconv::{name.strip('_')}"
-    define(qualified, str(model._schema).partition(model._schema.name)[2])
-    impl(qualified, ("cpu", "cuda"))(kernel)
-    register_fake(qualified)(model)
-    return getattr(torch.ops.fastconv, name.strip("_")).default
+@custom_op("fastconv::max_pool", mutates_args=())
+def max_pool(
+    x: Tensor, ksize: Ints, stride: Ints, padding: Ints, dilation: Ints, ceil: bool
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    return kernels.max_pool(len(ksize), x, ksize, stride, padding, dilation, ceil)
+
+
+@custom_op("fastconv::max_pool_dgrad", mutates_args=())
+def max_pool_dgrad(
+    dy: Tensor, x: Tensor, indices: Tensor, ksize: Ints, stride: Ints, padding: Ints, dilation: Ints, ceil: bool
+) -> Tensor:
+    return kernels.max_pool_backward(len(ksize), dy, x, ksize, stride, padding, dilation, ceil, indices)
+
+
+@custom_op("fastconv::avg_pool", mutates_args=())
+def avg_pool(
+    x: Tensor, ksize: Ints, stride: Ints, padding: Ints, ceil: bool, count_include_pad: bool, divisor: int | None
+) -> Tensor:
+    return kernels.avg_pool(len(ksize), x, ksize, stride, padding, ceil, count_include_pad, divisor)
+
+
+@custom_op("fastconv::avg_pool_dgrad", mutates_args=())
+def avg_pool_dgrad(
+    dy: Tensor, x: Tensor, ksize: Ints, stride: Ints, padding: Ints, ceil: bool, count_include_pad: bool,
+    divisor: int | None,
+) -> Tensor:  # fmt: skip
+    return kernels.avg_pool_backward(len(ksize), dy, x, ksize, stride, padding, ceil, count_include_pad, divisor)
+
+
+@custom_op("fastconv::adaptive_max_pool", mutates_args=())
+def adaptive_max_pool(x: Tensor, output_size: Ints) -> tuple[Tensor, Tensor]:
+    return kernels.adaptive_max_pool(len(output_size), x, output_size)
+
+
+@custom_op("fastconv::adaptive_max_pool_dgrad", mutates_args=())
+def adaptive_max_pool_dgrad(dy: Tensor, x: Tensor, indices: Tensor, output_size: Ints) -> Tensor:
+    return kernels.adaptive_max_pool_backward(len(output_size), dy, x, indices)
+
+
+@custom_op("fastconv::adaptive_avg_pool", mutates_args=())
+def adaptive_avg_pool(x: Tensor, output_size: Ints) -> Tensor:
+    return kernels.adaptive_avg_pool(len(output_size), x, output_size)
+
+
+@custom_op("fastconv::adaptive_avg_pool_dgrad", mutates_args=())
+def adaptive_avg_pool_dgrad(dy: Tensor, x: Tensor, output_size: Ints) -> Tensor:
+    return kernels.adaptive_avg_pool_backward(len(output_size), dy, x)
+
+
+@custom_op("fastconv::max_unpool", mutates_args=())
+def max_unpool(y: Tensor, indices: Tensor, output_size: Ints) -> Tensor:
+    return kernels.max_unpool(len(output_size), y, indices, output_size)
+
+
+def theirs(name: str, ndim: int) -> Any:
+    """PyTorch's pooling of that name, which knows the shape and the memory format of the result."""
+    return getattr(torch.nn.functional, f"{name}{ndim}d")
+
+
+@max_pool.register_fake
+def _(x: Tensor, ksize: Ints, stride: Ints, padding: Ints, dilation: Ints, ceil: bool) -> Any:
+    return theirs("max_pool", len(ksize))(x, ksize, stride, padding, dilation, ceil, True)
+
+
+@avg_pool.register_fake
+def _(x: Tensor, ksize: Ints, stride: Ints, padding: Ints, ceil: bool, *_: Any) -> Any:
+    return theirs("avg_pool", len(ksize))(x, ksize, stride, padding, ceil)
+
+
+@adaptive_max_pool.register_fake
+def _(x: Tensor, output_size: Ints) -> Any:
+    return theirs("adaptive_max_pool", len(output_size))(x, output_size, True)
+
+
+@adaptive_avg_pool.register_fake
+def _(x: Tensor, output_size: Ints) -> Any:
+    return theirs("adaptive_avg_pool", len(output_size))(x, output_size)
+
+
+@max_unpool.register_fake
+def _(y: Tensor, indices: Tensor, output_size: Ints) -> Tensor:
+    return pooled_empty((*y.shape[: y.ndim - len(output_size)], *output_size), y, y)
+
+
+@max_pool_dgrad.register_fake
+@avg_pool_dgrad.register_fake
+@adaptive_max_pool_dgrad.register_fake
+@adaptive_avg_pool_dgrad.register_fake
+def _(dy: Tensor, x: Tensor, *_: Any) -> Tensor:
+    return pooled_empty(x.shape, dy, x)
+
+
+def pooled_empty(shape: Ints, values: Tensor, x: Tensor) -> Tensor:
+    return torch.empty(shape, dtype=values.dtype, device=x.device, memory_format=kernels.pool_format(x))
+
+
+def gather(dx: Tensor, indices: Tensor, ndim: int) -> Tensor:
+    """The cells that `indices` point at."""
+    return dx.flatten(-ndim).gather(-1, indices.flatten(-ndim)).view(indices.shape)
+
+
+def differentiate(fprop: Any, dgrad: Any) -> None:
+    """Give ``fprop(x, *geometry)`` and ``dgrad(dy, x, [indices], *geometry)`` their gradients."""
+
+    def keep(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        x, *ctx.geometry = inputs
+        indices = output[1:] if isinstance(output, tuple) else ()
+        ctx.mark_non_differentiable(*indices)
+        ctx.save_for_backward(x, *indices)
+
+    def backward(ctx: Any, dy: Tensor, *_: None) -> tuple[Any, ...]:
+        return dgrad(dy, *ctx.saved_tensors, *ctx.geometry), *[None] * len(ctx.geometry)
+
+    def keep_for_dgrad(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        tensors = [value for value in inputs if isinstance(value, Tensor)]
+        ctx.geometry = inputs[len(tensors) :]
+        ctx.save_for_backward(*tensors[2:])
+        ctx.others = len(inputs) - 1
+
+    def dgrad_backward(ctx: Any, ddx: Tensor) -> tuple[Any, ...]:
+        indices = ctx.saved_tensors
+        ddy = gather(ddx, indices[0], len(ctx.geometry[0])) if indices else fprop(ddx, *ctx.geometry)
+        return ddy, *[None] * ctx.others
+
+    fprop.register_autograd(backward, setup_context=keep)
+    dgrad.register_autograd(dgrad_backward, setup_context=keep_for_dgrad)
+
+
+differentiate(max_pool, max_pool_dgrad)
+differentiate(avg_pool, avg_pool_dgrad)
+differentiate(adaptive_max_pool, adaptive_max_pool_dgrad)
+differentiate(adaptive_avg_pool, adaptive_avg_pool_dgrad)
+
+
+def keep_indices(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    _, indices, output_size = inputs
+    ctx.save_for_backward(indices)
+    ctx.ndim = len(output_size)
+
+
+def max_unpool_backward(ctx: Any, dx: Tensor) -> tuple[Any, ...]:
+    (indices,) = ctx.saved_tensors
+    return gather(dx, indices, ctx.ndim), None, None
+
+
+max_unpool.register_autograd(max_unpool_backward, setup_context=keep_indices)

@@ -30,25 +30,23 @@ from torch.library import Library, get_kernel
 from fastconv.errors import FastconvError
 from fastconv.interop.torch import kernels
 
-#: Per ``aten`` operator, what computes it.
+POOLINGS: dict[str, Callable[..., Any]] = {
+    "max_pool{}d_with_indices": kernels.max_pool,
+    "max_pool{}d_with_indices_backward": kernels.max_pool_backward,
+    "avg_pool{}d": kernels.avg_pool,
+    "avg_pool{}d_backward": kernels.avg_pool_backward,
+    "adaptive_max_pool{}d": kernels.adaptive_max_pool,
+    "adaptive_max_pool{}d_backward": kernels.adaptive_max_pool_backward,
+    "_adaptive_avg_pool{}d": kernels.adaptive_avg_pool,
+    "_adaptive_avg_pool{}d_backward": kernels.adaptive_avg_pool_backward,
+    "max_unpool{}d": kernels.max_unpool,
+}
+
+#: Per ``aten`` operator, what computes it. PyTorch makes its 1-D poolings of the 2-D ones.
 OPERATORS: dict[str, Callable[..., Any]] = {
     "_convolution": kernels.convolution,
     "convolution_backward": kernels.convolution_backward,
-    **{
-        name.format(ndim): partial(kernel, ndim)
-        for name, kernel in {
-            "max_pool{}d_with_indices": kernels.max_pool,
-            "max_pool{}d_with_indices_backward": kernels.max_pool_backward,
-            "avg_pool{}d": kernels.avg_pool,
-            "avg_pool{}d_backward": kernels.avg_pool_backward,
-            "adaptive_max_pool{}d": kernels.adaptive_max_pool,
-            "adaptive_max_pool{}d_backward": kernels.adaptive_max_pool_backward,
-            "_adaptive_avg_pool{}d": kernels.adaptive_avg_pool,
-            "_adaptive_avg_pool{}d_backward": kernels.adaptive_avg_pool_backward,
-            "max_unpool{}d": kernels.max_unpool,
-        }.items()
-        for ndim in (2, 3)
-    },
+    **{name.format(ndim): partial(kernel, ndim) for name, kernel in POOLINGS.items() for ndim in (2, 3)},
 }
 
 #: The dispatch keys of tensors that fastconv takes, and of those whose calls are counted and handed on.
@@ -59,7 +57,9 @@ COUNTED = (
 )  # fmt: skip
 
 #: Quantised operators of their own, which PyTorch computes from filters that it has packed.
-QUANTISED = re.compile(r"quantized::conv(_transpose)?[123]d(_relu|_add|_add_relu|_dynamic)?(\.new)?|aten::quantized_max_pool[123]d")
+QUANTISED = re.compile(
+    r"quantized::conv(_transpose)?[123]d(_relu|_add|_add_relu|_dynamic)?(\.new)?|aten::quantized_max_pool[123]d"
+)
 
 # ---------------------------------------------------------------- state
 
@@ -212,7 +212,7 @@ def _register() -> list[Library]:
     return [aten, quantised]
 
 
-class patch:  # noqa: N801 - used as a function is
+class patch:
     """While installed, PyTorch computes its convolutions and poolings with fastconv, in the whole process.
 
     Use it as a context manager, or call `install` and `uninstall`. Patches nest, in one thread or several:
