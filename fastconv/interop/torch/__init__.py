@@ -1,5 +1,6 @@
 """PyTorch on fastconv: `patch` for unmodified programs, and the operators as functions; needs ``torch``."""
 
+from fastconv.interop.patching import Report
 from fastconv.interop.torch.functions import (
     adaptive_avg_pool1d,
     adaptive_avg_pool2d,
@@ -23,7 +24,7 @@ from fastconv.interop.torch.functions import (
     max_unpool2d,
     max_unpool3d,
 )
-from fastconv.interop.torch.patch import Report, patch
+from fastconv.interop.torch.patch import patch
 
 __all__ = [
     "Report",
