@@ -1,22 +1,40 @@
-"""What all tests share: the backends that this machine has, and a profile for hypothesis."""
+"""What all tests share: the backends that can run here, and a profile for hypothesis.
+
+`raw` runs on the host emulator where there is a C++ compiler. On a machine with a GPU, both GPU backends run there
+too, on CuPy arrays; ``-m gpu`` runs those alone.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import hypothesis
 import pytest
 
 import fastconv
+from fastconv.backends.raw import cupy_device
+from fastconv.testing import emulator, gpu
 
-AVAILABLE = [name for name, available, _ in fastconv.backends() if available]
+HAS_GPU = cupy_device.unavailable() is None
+AVAILABLE = ["reference", "cpu", *(["raw"] if emulator.unavailable() is None else [])]
+ON_GPU = [pytest.param(f"{name} on gpu", marks=pytest.mark.gpu) for name in gpu.GPU_BACKENDS if HAS_GPU]
+EMULATED = emulator.EmulatedDevice()
 
 hypothesis.settings.register_profile("fastconv", deadline=None, derandomize=True, max_examples=60, database=None)
 hypothesis.settings.load_profile("fastconv")
 
 
-@pytest.fixture(params=AVAILABLE)
-def backend(request: pytest.FixtureRequest) -> str:
+@pytest.fixture(params=[*AVAILABLE, *ON_GPU])
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     """Every backend that can run here; the same test body runs on each."""
-    return request.param
+    if request.param == "raw":
+        with emulator.using(EMULATED):
+            yield request.param
+    elif request.param.endswith(" on gpu"):
+        with gpu.through_gpu():
+            yield request.param.partition(" ")[0]
+    else:
+        yield request.param
 
 
 @pytest.fixture(autouse=True)

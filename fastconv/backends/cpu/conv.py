@@ -86,7 +86,7 @@ def _measure(op: str, problem: ConvProblem) -> str:
 @lru_cache(maxsize=1)
 def kernels() -> ModuleType:
     """The compiled entry points; importing Numba waits until one is needed."""
-    from fastconv.compiler import host_kernel
+    from fastconv.compiler.host import host_kernel
     from fastconv.kernels.numba_cpu import gemm
 
     for name in ("gather", "wgrad_dot", "wgrad_outer", "pack_weights"):

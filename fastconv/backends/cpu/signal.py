@@ -210,7 +210,7 @@ def kernel_axes(out: Ints) -> Ints:
 @lru_cache(maxsize=2)
 def kernel(alone: bool) -> Callable[..., None]:
     """The compiled entry point; importing Numba waits until it is needed."""
-    from fastconv.compiler import host_kernel
+    from fastconv.compiler.host import host_kernel
     from fastconv.kernels.numba_cpu import correlate
 
     entry: Callable[..., None] = host_kernel(correlate.correlate_alone if alone else correlate.correlate)
