@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fastconv.errors import ShapeError
 from fastconv.interop.torch import ops
+from fastconv.interop.torch.kernels import transposed_size
 from fastconv.problem.values import ROUNDINGS, as_ints, one_of
 from fastconv.problem.window import make_pads, transposed_pads
 
@@ -103,12 +104,10 @@ def _conv_transpose(
     batched = _check_axes("x", x, ndim)
     stride, dilation = as_ints("stride", stride, ndim, 1), as_ints("dilation", dilation, ndim, 1)
     extra = as_ints("output_padding", output_padding, ndim, 0)
-    extent = _extent(w, dilation)
-    pads = transposed_pads(padding, extent, stride)
-    axes = zip(x.shape[-ndim:], stride, extent, pads, extra, strict=True)
-    out = [(n - 1) * s - low - high + e + more for n, s, e, (low, high), more in axes]
+    pads = transposed_pads(padding, _extent(w, dilation), stride)
     dy = x if batched else x[None]
-    y = ops.conv_dgrad(dy, w, [dy.shape[0], w.shape[1] * groups, *out], stride, _flat(pads), dilation, groups)
+    shape = [dy.shape[0], w.shape[1] * groups, *transposed_size(dy, w, stride, pads, extra, dilation)]
+    y = ops.conv_dgrad(dy, w, shape, stride, _flat(pads), dilation, groups)
     if bias is not None:
         y = y + bias.view(-1, *[1] * ndim)
     return y if batched else y[0]

@@ -22,8 +22,10 @@ from fastconv.ops import pool
 from fastconv.problem import adaptive_problem
 
 Ints = Sequence[int]
+Pads = Sequence[tuple[int, int]]  # (low, high) per axis
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+BYTES = (torch.int8, torch.uint8)
 
 # ---------------------------------------------------------------- tensors and arrays
 
@@ -38,13 +40,13 @@ def lend(tensor: Tensor) -> Any:
     return tensor.numpy()
 
 
-def back(result: Any) -> Tensor:
-    """The tensor over a result's memory."""
-    if not isinstance(result, np.ndarray):
-        return result
-    if result.dtype.kind == "V":  # bfloat16
-        return torch.from_numpy(result.view(np.int16)).view(torch.bfloat16)
-    return torch.from_numpy(result)
+def back(result: Any, form: torch.memory_format = torch.contiguous_format) -> Tensor:
+    """The tensor over a result's memory; copied where it is to be of another memory format."""
+    if isinstance(result, np.ndarray) and result.dtype.kind == "V":  # bfloat16
+        result = torch.from_numpy(result.view(np.int16)).view(torch.bfloat16)
+    elif isinstance(result, np.ndarray):
+        result = torch.from_numpy(result)
+    return result.contiguous(memory_format=form)
 
 
 def of_one_dtype(x: Tensor, *others: Tensor | None) -> None:
@@ -64,17 +66,71 @@ def per_axis(values: Ints, ndim: int) -> Ints:
     return tuple(values) * ndim if len(values) == 1 else tuple(values)
 
 
-def conv_format(x: Tensor, w: Tensor) -> torch.memory_format:
-    """PyTorch's choice for a convolution: compiled code relies on it."""
-    return torch._C._conv_determine_backend_memory_format(x, w, torch._C._ConvBackend.Mkldnn)
+# ---------------------------------------------------------------- results
 
 
-def pool_format(x: Tensor) -> torch.memory_format:
-    """PyTorch's choice for a pooling of x, and for the gradient to x."""
-    return torch.contiguous_format if x.is_contiguous() else suggest_memory_format(x)
+def conv_format(a: Tensor, b: Tensor) -> torch.memory_format:
+    """PyTorch's choice for the result of a convolution of the two: compiled code relies on it."""
+    return torch._C._conv_determine_backend_memory_format(a, b, torch._C._ConvBackend.Mkldnn)
+
+
+def empty(shape: Ints, a: Tensor, b: Tensor) -> Tensor:
+    """The result of a convolution of the two, in the dtype that fastconv gives it."""
+    dtype = torch.int32 if a.dtype in BYTES else torch.promote_types(a.dtype, b.dtype)
+    return torch.empty(shape, dtype=dtype, device=a.device, memory_format=conv_format(a, b))
+
+
+def conv_size(x: Tensor, w: Tensor, stride: Ints, pads: Pads, dilation: Ints) -> list[int]:
+    """The spatial extents of a convolution; 0 where it has none, which is refused when it runs."""
+    axes = zip(x.shape[2:], w.shape[2:], stride, pads, dilation, strict=True)
+    return [max((n + low + high - d * (k - 1) - 1) // s + 1, 0) for n, k, s, (low, high), d in axes]
+
+
+def transposed_size(x: Tensor, w: Tensor, stride: Ints, pads: Pads, extra: Ints, dilation: Ints) -> list[int]:
+    """The spatial extents of a transposed convolution, likewise; `extra` is its output padding."""
+    axes = zip(x.shape[2:], w.shape[2:], stride, pads, extra, dilation, strict=True)
+    return [max((n - 1) * s - low - high + d * (k - 1) + 1 + e, 0) for n, k, s, (low, high), e, d in axes]
+
+
+def pool_format(ndim: int, x: Tensor, keeps_3d: bool = False) -> torch.memory_format:
+    """PyTorch's choice for a pooling of x and for its gradient: in 3-D, max pooling alone keeps channels_last."""
+    if x.is_contiguous() or (ndim == 3 and not keeps_3d):
+        return torch.contiguous_format
+    return suggest_memory_format(x)
 
 
 # ---------------------------------------------------------------- convolution
+
+
+def conv(x: Tensor, w: Tensor, bias: Tensor | None, stride: Ints, pads: Pads, dilation: Ints, groups: int) -> Tensor:
+    y = empty((x.shape[0], w.shape[0], *conv_size(x, w, stride, pads, dilation)), x, w)
+    operands = lend(x), lend(w), None if bias is None else lend(bias)
+    spatial("conv{}", x.ndim - 2)(*operands, stride, pads, dilation, groups, out=lend(y))
+    return y
+
+
+def conv_dgrad(dx: Tensor, dy: Tensor, w: Tensor, stride: Ints, pads: Pads, dilation: Ints, groups: int) -> Tensor:
+    """Fills dx."""
+    function = spatial("conv{}_dgrad", dy.ndim - 2)
+    function(lend(dy), lend(w), tuple(dx.shape), stride, pads, dilation, groups, out=lend(dx))
+    return dx
+
+
+def conv_wgrad(dw: Tensor, dy: Tensor, x: Tensor, stride: Ints, pads: Pads, dilation: Ints, groups: int) -> Tensor:
+    """Fills dw."""
+    function = spatial("conv{}_wgrad", dy.ndim - 2)
+    function(lend(dy), lend(x), tuple(dw.shape), stride, pads, dilation, groups, out=lend(dw))
+    return dw
+
+
+def conv_transpose(
+    x: Tensor, w: Tensor, bias: Tensor | None, stride: Ints, pads: Pads, extra: Ints, dilation: Ints, groups: int
+) -> Tensor:
+    size = transposed_size(x, w, stride, pads, extra, dilation)
+    y = empty((x.shape[0], w.shape[1] * groups, *size), x, w)
+    operands = lend(x), lend(w), None if bias is None else lend(bias)
+    spatial("conv_transpose{}", x.ndim - 2)(*operands, stride, pads, extra, groups, dilation, out=lend(y))
+    return y
 
 
 def convolution(
@@ -83,12 +139,10 @@ def convolution(
 ) -> Tensor:  # fmt: skip
     """``aten::_convolution``, forward and transposed."""
     of_one_dtype(x, w, bias)
-    x = x.contiguous(memory_format=conv_format(x, w))
-    operands = lend(x), lend(w), None if bias is None else lend(bias)
+    pads = [(pad, pad) for pad in padding]
     if transposed:
-        transpose = spatial("conv_transpose{}", x.ndim - 2)
-        return back(transpose(*operands, stride, padding, output_padding, groups, dilation))
-    return back(spatial("conv{}", x.ndim - 2)(*operands, stride, padding, dilation, groups))
+        return conv_transpose(x, w, bias, stride, pads, output_padding, dilation, groups)
+    return conv(x, w, bias, stride, pads, dilation, groups)
 
 
 def convolution_backward(
@@ -97,18 +151,17 @@ def convolution_backward(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
     """``aten::convolution_backward``: the gradients to x, w and the bias that `output_mask` asks for."""
     of_one_dtype(dy, x, w)
-    ndim, form = x.ndim - 2, conv_format(x, w)
-    geometry = stride, padding, dilation, groups
-    dy = dy.contiguous(memory_format=form)
+    geometry = stride, [(pad, pad) for pad in padding], dilation, groups
+    form = conv_format(x, w)
     dx = dw = db = None
     if output_mask[0] and transposed:
-        dx = back(spatial("conv{}", ndim)(lend(dy), lend(w), None, *geometry))
+        dx = torch.empty_like(x, memory_format=form)
+        spatial("conv{}", x.ndim - 2)(lend(dy), lend(w), None, *geometry, out=lend(dx))
     elif output_mask[0]:
-        dx = back(spatial("conv{}_dgrad", ndim)(lend(dy), lend(w), tuple(x.shape), *geometry))
+        dx = conv_dgrad(torch.empty_like(x, memory_format=form), dy, w, *geometry)
     if output_mask[1]:
-        dw = torch.empty_like(w, memory_format=form)
-        pair = (x, dy) if transposed else (dy, x)
-        spatial("conv{}_wgrad", ndim)(*map(lend, pair), tuple(w.shape), *geometry, out=lend(dw))
+        source, target = (dy, x) if transposed else (x, dy)
+        dw = conv_wgrad(torch.empty_like(w, memory_format=form), target, source, *geometry)
     if output_mask[2]:
         db = back(fastconv.bias_grad(lend(dy)))
     return dx, dw, db
@@ -117,9 +170,8 @@ def convolution_backward(
 # ---------------------------------------------------------------- sliding windows
 
 
-def lend_pooled(tensor: Tensor, x: Tensor | None = None) -> Any:
-    """`lend`, in the memory format that the result gets: that of `x`, the pooled tensor."""
-    return lend(tensor.contiguous(memory_format=pool_format(tensor if x is None else x)))
+def windows(ndim: int, kernel_size: Ints, stride: Ints, padding: Ints) -> tuple[Ints, Ints | None, Ints]:
+    return per_axis(kernel_size, ndim), per_axis(stride, ndim) or None, per_axis(padding, ndim)
 
 
 def rounding(ceil_mode: bool) -> str:
@@ -132,10 +184,11 @@ def max_pool(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """``aten::max_pool2d_with_indices`` and its 3-D twin."""
     y, indices = spatial("max_pool{}", ndim)(
-        lend_pooled(x), *windows(ndim, kernel_size, stride, padding), per_axis(dilation, ndim),
+        lend(x), *windows(ndim, kernel_size, stride, padding), per_axis(dilation, ndim),
         rounding=rounding(ceil_mode), return_indices=True,
     )  # fmt: skip
-    return back(y), back(indices)
+    form = pool_format(ndim, x, keeps_3d=True)
+    return back(y, form), back(indices, form)
 
 
 def max_pool_backward(
@@ -143,11 +196,12 @@ def max_pool_backward(
     indices: Tensor,
 ) -> Tensor:  # fmt: skip
     """``aten::max_pool2d_with_indices_backward`` and its 3-D twin."""
-    dx = spatial("max_pool{}_dgrad", ndim)(
-        lend_pooled(dy, x), lend(x), *windows(ndim, kernel_size, stride, padding), per_axis(dilation, ndim),
-        rounding=rounding(ceil_mode), indices=lend(indices),
+    dx = torch.empty_like(x, dtype=dy.dtype, memory_format=pool_format(ndim, x, keeps_3d=True))
+    spatial("max_pool{}_dgrad", ndim)(
+        lend(dy), lend(x), *windows(ndim, kernel_size, stride, padding), per_axis(dilation, ndim),
+        rounding=rounding(ceil_mode), indices=lend(indices), out=lend(dx),
     )  # fmt: skip
-    return back(dx)
+    return dx
 
 
 def avg_pool(
@@ -156,10 +210,10 @@ def avg_pool(
 ) -> Tensor:  # fmt: skip
     """``aten::avg_pool2d`` and its 3-D twin."""
     y = spatial("avg_pool{}", ndim)(
-        lend_pooled(x), *windows(ndim, kernel_size, stride, padding), rounding=rounding(ceil_mode),
+        lend(x), *windows(ndim, kernel_size, stride, padding), rounding=rounding(ceil_mode),
         count_include_pad=count_include_pad, divisor=divisor_override,
     )  # fmt: skip
-    return back(y)
+    return back(y, pool_format(ndim, x))
 
 
 def avg_pool_backward(
@@ -167,20 +221,18 @@ def avg_pool_backward(
     count_include_pad: bool, divisor_override: int | None,
 ) -> Tensor:  # fmt: skip
     """``aten::avg_pool2d_backward`` and its 3-D twin."""
-    dx = spatial("avg_pool{}_dgrad", ndim)(
-        lend_pooled(dy, x), tuple(x.shape), *windows(ndim, kernel_size, stride, padding), rounding=rounding(ceil_mode),
-        count_include_pad=count_include_pad, divisor=divisor_override,
+    dx = torch.empty_like(x, dtype=dy.dtype, memory_format=pool_format(ndim, x))
+    spatial("avg_pool{}_dgrad", ndim)(
+        lend(dy), tuple(x.shape), *windows(ndim, kernel_size, stride, padding), rounding=rounding(ceil_mode),
+        count_include_pad=count_include_pad, divisor=divisor_override, out=lend(dx),
     )  # fmt: skip
-    return back(dx)
-
-
-def windows(ndim: int, kernel_size: Ints, stride: Ints, padding: Ints) -> tuple[Ints, Ints | None, Ints]:
-    return per_axis(kernel_size, ndim), per_axis(stride, ndim) or None, per_axis(padding, ndim)
+    return dx
 
 
 def max_unpool(ndim: int, y: Tensor, indices: Tensor, output_size: Ints, *_: Ints) -> Tensor:
     """``aten::max_unpool2d`` and its 3-D twin: where a value goes, its index alone says."""
-    return back(spatial("max_unpool{}", ndim)(lend_pooled(y), lend(indices), 1, output_size=tuple(output_size)))
+    x = spatial("max_unpool{}", ndim)(lend(y), lend(indices), 1, output_size=tuple(output_size))
+    return back(x, pool_format(ndim, y))
 
 
 # ---------------------------------------------------------------- adaptive windows
@@ -189,30 +241,36 @@ def max_unpool(ndim: int, y: Tensor, indices: Tensor, output_size: Ints, *_: Int
 def adaptive_max_pool(ndim: int, x: Tensor, output_size: Ints) -> tuple[Tensor, Tensor]:
     """``aten::adaptive_max_pool2d`` and its 3-D twin."""
     pooling = spatial("adaptive_max_pool{}", ndim)
-    y, indices = pooling(lend_pooled(x), per_axis(output_size, ndim), return_indices=True)
-    return back(y), back(indices)
+    y, indices = pooling(lend(x), per_axis(output_size, ndim), return_indices=True)
+    form = pool_format(ndim, x)
+    return back(y, form), back(indices, form)
 
 
 def adaptive_max_pool_backward(ndim: int, dy: Tensor, x: Tensor, indices: Tensor) -> Tensor:
     """``aten::adaptive_max_pool2d_backward`` and its 3-D twin."""
-    operands = dispatch.admit(("dy", "x", "indices"), (lend_pooled(dy, x), lend(x), lend(indices)), None)
-    return back(pool.max_dgrad(adaptive(ndim, dy, x), operands, None, None))
+    dx = torch.empty_like(x, dtype=dy.dtype, memory_format=pool_format(ndim, x))
+    operands = dispatch.admit(("dy", "x", "indices"), (lend(dy), lend(x), lend(indices)), None)
+    pool.max_dgrad(adaptive(ndim, dy, x), operands, lend(dx), None)
+    return dx
 
 
 def adaptive_avg_pool(ndim: int, x: Tensor, output_size: Ints) -> Tensor:
     """``aten::_adaptive_avg_pool2d`` and its 3-D twin."""
-    return back(spatial("adaptive_avg_pool{}", ndim)(lend_pooled(x), per_axis(output_size, ndim)))
+    y = spatial("adaptive_avg_pool{}", ndim)(lend(x), per_axis(output_size, ndim))
+    return back(y, pool_format(ndim, x))
 
 
 def adaptive_avg_pool_backward(ndim: int, dy: Tensor, x: Tensor) -> Tensor:
     """``aten::_adaptive_avg_pool2d_backward`` and its 3-D twin."""
-    problem, operands = adaptive(ndim, dy, x), dispatch.admit(("dy",), (lend_pooled(dy, x),), None)
-    return back(dispatch.run("avgpool_dgrad", problem, operands, None, None))
+    dx = torch.empty_like(x, dtype=dy.dtype, memory_format=pool_format(ndim, x))
+    operands = dispatch.admit(("dy",), (lend(dy),), None)
+    dispatch.run("avgpool_dgrad", adaptive(ndim, dy, x), operands, lend(dx), None)
+    return dx
 
 
 def adaptive(ndim: int, dy: Tensor, x: Tensor) -> Any:
     """The problem of an adaptive pooling from x's extents to dy's; PyTorch's gradients name no sizes."""
-    dtype = arrays.name_of(lend(dy).dtype) if dy.device.type == "cpu" else str(dy.dtype).removeprefix("torch.")
+    dtype = str(dy.dtype).removeprefix("torch.")
     problem = adaptive_problem(ndim, tuple(x.shape), tuple(dy.shape[-ndim:]), dtype, "NCHW")
     pool.check_dy(problem, tuple(dy.shape))
     return problem

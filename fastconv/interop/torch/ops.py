@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.library import custom_op
 
 from fastconv.interop.torch import kernels
-from fastconv.interop.torch.kernels import back, lend, spatial
+from fastconv.interop.torch.kernels import empty
 
 Ints = Sequence[int]
 
@@ -28,55 +28,34 @@ def pairs(padding: Ints) -> list[tuple[int, int]]:
     return list(zip(padding[::2], padding[1::2], strict=True))
 
 
-def empty(shape: Ints, x: Tensor, w: Tensor) -> Tensor:
-    """A result of a convolution, in the dtype and memory format that the kernels give it."""
-    dtype = torch.int32 if x.dtype in (torch.int8, torch.uint8) else torch.promote_types(x.dtype, w.dtype)
-    return torch.empty(shape, dtype=dtype, device=x.device, memory_format=kernels.conv_format(x, w))
-
-
 @custom_op("fastconv::conv", mutates_args=())
-def conv(
-    x: Tensor, w: Tensor, bias: Tensor | None, stride: Ints, padding: Ints, dilation: Ints, groups: int
-) -> Tensor:  # fmt: skip
-    x = x.contiguous(memory_format=kernels.conv_format(x, w))
-    operands = lend(x), lend(w), None if bias is None else lend(bias)
-    return back(spatial("conv{}", x.ndim - 2)(*operands, stride, pairs(padding), dilation, groups))
+def conv(x: Tensor, w: Tensor, bias: Tensor | None, stride: Ints, padding: Ints, dilation: Ints, groups: int) -> Tensor:
+    return kernels.conv(x, w, bias, stride, pairs(padding), dilation, groups)
 
 
 @conv.register_fake
 def _(x: Tensor, w: Tensor, bias: Any, stride: Ints, padding: Ints, dilation: Ints, groups: int) -> Tensor:
-    axes = zip(x.shape[2:], w.shape[2:], stride, pairs(padding), dilation, strict=True)
-    out = [(n + low + high - d * (k - 1) - 1) // s + 1 for n, k, s, (low, high), d in axes]
-    return empty((x.shape[0], w.shape[0], *out), x, w)
+    return empty((x.shape[0], w.shape[0], *kernels.conv_size(x, w, stride, pairs(padding), dilation)), x, w)
 
 
 @custom_op("fastconv::conv_dgrad", mutates_args=())
 def conv_dgrad(
     dy: Tensor, w: Tensor, x_shape: Ints, stride: Ints, padding: Ints, dilation: Ints, groups: int
-) -> Tensor:  # fmt: skip
-    dy = dy.contiguous(memory_format=kernels.conv_format(dy, w))
-    dgrad = spatial("conv{}_dgrad", dy.ndim - 2)
-    return back(dgrad(lend(dy), lend(w), tuple(x_shape), stride, pairs(padding), dilation, groups))
-
-
-@conv_dgrad.register_fake
-def _(dy: Tensor, w: Tensor, x_shape: Ints, stride: Ints, padding: Ints, dilation: Ints, groups: int) -> Tensor:
-    return empty(x_shape, dy, w)
+) -> Tensor:
+    return kernels.conv_dgrad(empty(x_shape, dy, w), dy, w, stride, pairs(padding), dilation, groups)
 
 
 @custom_op("fastconv::conv_wgrad", mutates_args=())
 def conv_wgrad(
     dy: Tensor, x: Tensor, w_shape: Ints, stride: Ints, padding: Ints, dilation: Ints, groups: int
-) -> Tensor:  # fmt: skip
-    dw = empty(w_shape, dy, x)
-    wgrad = spatial("conv{}_wgrad", dy.ndim - 2)
-    wgrad(lend(dy), lend(x), tuple(w_shape), stride, pairs(padding), dilation, groups, out=lend(dw))
-    return dw
+) -> Tensor:
+    return kernels.conv_wgrad(empty(w_shape, dy, x), dy, x, stride, pairs(padding), dilation, groups)
 
 
+@conv_dgrad.register_fake
 @conv_wgrad.register_fake
-def _(dy: Tensor, x: Tensor, w_shape: Ints, stride: Ints, padding: Ints, dilation: Ints, groups: int) -> Tensor:
-    return empty(w_shape, dy, x)
+def _(a: Tensor, b: Tensor, shape: Ints, *_: Any) -> Tensor:
+    return empty(shape, a, b)
 
 
 def keep(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -198,19 +177,25 @@ def _(x: Tensor, output_size: Ints) -> Any:
 
 @max_unpool.register_fake
 def _(y: Tensor, indices: Tensor, output_size: Ints) -> Tensor:
-    return pooled_empty((*y.shape[: y.ndim - len(output_size)], *output_size), y, y)
+    form = kernels.pool_format(len(output_size), y)
+    shape = (*y.shape[: y.ndim - len(output_size)], *output_size)
+    return torch.empty(shape, dtype=y.dtype, device=y.device, memory_format=form)
 
 
 @max_pool_dgrad.register_fake
+def _(dy: Tensor, x: Tensor, indices: Tensor, ksize: Ints, *_: Any) -> Tensor:
+    return torch.empty_like(x, dtype=dy.dtype, memory_format=kernels.pool_format(len(ksize), x, keeps_3d=True))
+
+
 @avg_pool_dgrad.register_fake
-@adaptive_max_pool_dgrad.register_fake
 @adaptive_avg_pool_dgrad.register_fake
-def _(dy: Tensor, x: Tensor, *_: Any) -> Tensor:
-    return pooled_empty(x.shape, dy, x)
+def _(dy: Tensor, x: Tensor, size: Ints, *_: Any) -> Tensor:
+    return torch.empty_like(x, dtype=dy.dtype, memory_format=kernels.pool_format(len(size), x))
 
 
-def pooled_empty(shape: Ints, values: Tensor, x: Tensor) -> Tensor:
-    return torch.empty(shape, dtype=values.dtype, device=x.device, memory_format=kernels.pool_format(x))
+@adaptive_max_pool_dgrad.register_fake
+def _(dy: Tensor, x: Tensor, indices: Tensor, output_size: Ints) -> Tensor:
+    return torch.empty_like(x, dtype=dy.dtype, memory_format=kernels.pool_format(len(output_size), x))
 
 
 def gather(dx: Tensor, indices: Tensor, ndim: int) -> Tensor:

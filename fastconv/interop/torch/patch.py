@@ -197,7 +197,8 @@ class patch(Patch):
             with warnings.catch_warnings():  # PyTorch warns that its kernels are overridden
                 warnings.simplefilter("ignore", UserWarning)
                 patch._libraries = _register()
-            patch._inductor = KeepCalls(name for name in OPERATORS if "pool" in name)
+            # Not unpooling, whose memory format PyTorch's compiler and its kernels disagree about.
+            patch._inductor = KeepCalls(name for name in OPERATORS if "_pool" in name)
         patch._inductor.install()
 
     def _end(self) -> None:
