@@ -4,7 +4,7 @@ import os
 from importlib.util import find_spec
 from pathlib import Path
 
-os.environ.setdefault("KERAS_BACKEND", "torch")  # Keras takes its backend when it is imported
+os.environ["KERAS_BACKEND"] = "torch"  # Keras takes its backend when it is imported
 
 FOLDER = Path(__file__).parent / "fastconv" / "interop"
 LIBRARY = {"cupy_cudnn": "cupy", "patching": "fastconv"}

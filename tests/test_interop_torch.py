@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import runpy
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +22,7 @@ from fastconv import FastconvError  # noqa: E402
 from fastconv.interop.torch import patch  # noqa: E402
 
 SIZES = (9, 8, 7)
+EXAMPLE = Path(__file__).parents[1] / "examples" / "train_torch_module.py"
 
 
 def of_rank(name, ndim):
@@ -136,7 +139,7 @@ def test_convolution_keeps_channels_last(case, which):
 
 
 @pytest.mark.parametrize("ndim", [2, 3])
-@pytest.mark.parametrize("case", POOLINGS)
+@pytest.mark.parametrize("case", sorted(set(POOLINGS) - {"global average"}))  # which PyTorch takes by another way
 def test_pooling_keeps_channels_last(case, ndim):
     form = (torch.channels_last, torch.channels_last_3d)[ndim - 2]
     x = torch.randperm(2 * 3 * int(np.prod(SIZES[:ndim]))).double().view(2, 3, *SIZES[:ndim])
@@ -147,7 +150,8 @@ def test_pooling_keeps_channels_last(case, ndim):
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
 def test_every_dtype_has_the_bits_of_fastconv(dtype, name):
     """What a patched call returns is what the public function returns for the same tensors."""
-    x, w, b = (torch.randn(s, generator=torch.manual_seed(0)).to(getattr(torch, dtype)) for s in ((2, 4, 9, 8), (6, 4, 3, 3), (6,)))  # fmt: skip
+    torch.manual_seed(0)
+    x, w, b = (torch.randn(shape).to(getattr(torch, dtype)) for shape in ((2, 4, 9, 8), (6, 4, 3, 3), (6,)))
     with fastconv.use_backend(name), torch.no_grad(), patch():
         assert torch.equal(F.conv2d(x, w, b, padding=1), fastconv.conv2d(x, w, b, padding=1))
         assert torch.equal(F.max_pool2d(x, 3, 2), fastconv.max_pool2d(x, 3, 2))
@@ -259,6 +263,13 @@ def test_a_module_trains_to_the_same_losses():
     assert patched.report().passed == {}
 
 
+def test_the_example_learns_alike_on_both(capsys):
+    ours, theirs = runpy.run_path(str(EXAMPLE))["main"](steps=8)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4)
+    assert ours[-1] < ours[0]
+    assert "convolution_backward" in capsys.readouterr().out
+
+
 # ---------------------------------------------------------------- what is passed on
 
 
@@ -346,9 +357,11 @@ def test_meta_tensors_are_pytorchs():
 def test_undone_on_leaving():
     x, w = torch.randn(1, 8, 9, 9), torch.randn(8, 8, 3, 3)
     before = F.conv2d(x, w)
-    with pytest.raises(KeyError), patch() as patched:
+    patched = patch()
+    with pytest.raises(RuntimeError), patched:
+        F.conv2d(x, w.double())
+    with patched:
         F.conv2d(x, w)
-        raise KeyError
     report = patched.report()
     assert torch.equal(F.conv2d(x, w), before)
     assert patched.report() == report
@@ -441,23 +454,21 @@ def test_data_loaders_workers_compute_too():
 # ---------------------------------------------------------------- torch.compile
 
 
-def check_compiled(**options):
-    torch.manual_seed(0)
-    model, x = small_network(), torch.randn(4, 1, 16, 16)
+def check_compiled(model, x, **options):
+    """Under the patch compiled and not, the same operators run; returns the compiled module."""
     expected = gradients(model, x)
     torch._dynamo.reset()
+    with patch() as patched:
+        gradients(model, x)
+    ran = patched.report().ran
     with patch() as patched:
         compiled = torch.compile(model, fullgraph=True, **options)
         found = gradients(compiled, x)
     for ours, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
     assert patched.report().passed == {}
-    assert patched.report().ran == {
-        "convolution": 3, "convolution_backward": 3, "max_pool2d_with_indices": 1,
-        "max_pool2d_with_indices_backward": 1, "avg_pool2d": 1, "avg_pool2d_backward": 1,
-        "adaptive_avg_pool2d": 1, "adaptive_avg_pool2d_backward": 1,
-    }  # fmt: skip
-    return compiled, x
+    assert patched.report().ran == ran
+    return compiled
 
 
 def gradients(model, x):
@@ -469,7 +480,7 @@ def gradients(model, x):
 
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_compiled_without_a_code_generator(dynamic):
-    check_compiled(backend="aot_eager", dynamic=dynamic)
+    check_compiled(small_network(), torch.randn(4, 1, 16, 16), backend="aot_eager", dynamic=dynamic)
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
@@ -477,10 +488,13 @@ def test_compiled_without_a_code_generator(dynamic):
 def test_compiled_by_inductor(tmp_path, monkeypatch):
     """A graph that was compiled under the patch goes on afterwards, on PyTorch."""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-    compiled, x = check_compiled()
-    before = patch().report()
-    gradients(compiled, x)
-    assert patch().report() == before
+    layers = nn.Conv2d(1, 4, 3), nn.MaxPool2d(2), nn.Conv2d(4, 4, 1), nn.AvgPool2d(2), nn.AdaptiveAvgPool2d(1)
+    model, x = nn.Sequential(*layers), torch.randn(2, 1, 12, 12)
+    with torch._inductor.config.patch({"compile_threads": 1, "cpp_cache_precompile_headers": False}):
+        compiled = check_compiled(model, x)
+        before = patch().report()
+        gradients(compiled, x)
+        assert patch().report() == before
 
 
 # ---------------------------------------------------------------- a GPU
