@@ -1,19 +1,14 @@
-"""The modules of `fastconv.interop` need their libraries: without one of them, its module has no doctests."""
+"""Drop-in modules are collected where the libraries that they drop into are installed."""
 
 import os
 from importlib.util import find_spec
-from pathlib import Path
 
-os.environ["KERAS_BACKEND"] = "torch"  # Keras takes its backend when it is imported
+os.environ["KERAS_BACKEND"] = "torch"  # read when Keras is imported
 
-FOLDER = Path(__file__).parent / "fastconv" / "interop"
-LIBRARY = {"cupy_cudnn": "cupy", "patching": "fastconv"}
-
-
-def missing(module: str) -> bool:
-    return find_spec(LIBRARY.get(module, module)) is None
-
-
+LIBRARIES = {
+    "autograd.py": ["autograd"], "cupy_cudnn.py": ["cupy"], "dask.py": ["dask"], "jax.py": ["jax"],
+    "keras.py": ["keras", "torch"], "torch": ["torch"],
+}  # fmt: skip
 collect_ignore = [
-    str(path) for path in FOLDER.iterdir() if not path.name.startswith("_") and missing(path.name.removesuffix(".py"))
+    f"fastconv/interop/{module}" for module, needed in LIBRARIES.items() if not all(map(find_spec, needed))
 ]

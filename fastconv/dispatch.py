@@ -241,7 +241,7 @@ def target_of(problem: Any, role: str, operands: arrays.Operands, out: Any) -> A
     if out is None:
         return _allocate(problem, role, dtype, operands.arrays[0])
     target = out if type(out) is np.ndarray else None
-    if target is None or operands.wrap is not None:
+    if target is None or operands.wrap is not None or operands.kind != "numpy":
         target = arrays.admit_out(out, operands)
     arrays.check_out(target, problem.shape(role), dtype, operands.arrays)
     return target

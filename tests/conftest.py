@@ -65,3 +65,42 @@ def own_settings(monkeypatch: pytest.MonkeyPatch):
     yield
     fastconv.set_backend(None)
     fastconv.set_autotune(None)
+
+
+class MadeUp:
+    """Benchmark runs as if they had been measured, for the tests of what is made of them."""
+
+    @staticmethod
+    def measured(seconds, **changes):
+        """An outcome: that time, whatever else `changes` say."""
+        from fastconv.benchmarks.runner import Outcome
+        from fastconv.testing.timing import Timing
+
+        timing = Timing.of([[seconds, seconds * 1.1], [seconds * 0.9, seconds]])
+        figures = {"first": 0.1, "error": 0.3, "tolerance": 1e-5, "warm": seconds, "cold": 2 * seconds, "memory": 2**20}
+        return Outcome(timing=timing, **figures | changes)
+
+    def run_of(self, suites, peers=(), speed=1.0, **changes):
+        """A run: torch half as fast, torch-nhwc equal and without dgrad, onnxruntime a third as fast."""
+        from fastconv.benchmarks.limits import Limits
+        from fastconv.benchmarks.runner import Outcome, Row, Run, Settings
+
+        settings, rows = Settings(suites=suites, peers=peers), []
+        for case in settings.cases():
+            seconds = 1e-6 + case.flops / 50e9 + case.nbytes / 10e9
+            outcomes = {"fastconv.cpu": self.measured(seconds / speed, note="gemm")}
+            if "torch" in peers:
+                outcomes["torch"] = self.measured(2 * seconds)
+                refusal = Outcome("refused", "no <such> call & no other")
+                outcomes["torch-nhwc"] = refusal if case.pass_ == "dgrad" else self.measured(seconds)
+            if "onnxruntime" in peers:
+                refusal = Outcome("refused", "ONNX has no operators for gradients")
+                outcomes["onnxruntime"] = self.measured(3 * seconds) if case.pass_ == "fprop" else refusal
+            rows.append(Row(case, outcomes))
+        contestants = {name: name for name in settings.contestants()}
+        return Run(settings, rows, Limits(100e9, 20e9), contestants, {}, 12.0, **changes)
+
+
+@pytest.fixture(scope="session")
+def made_up() -> MadeUp:
+    return MadeUp()

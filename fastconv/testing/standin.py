@@ -30,6 +30,9 @@ class ndarray:
     def __setitem__(self, key: Any, value: Any) -> None:
         self.host[unwrapped(key)] = unwrapped(value)
 
+    def __int__(self) -> int:
+        return int(self.host)
+
     def __ge__(self, other: Any) -> Any:
         return wrapped(self.host >= unwrapped(other))
 
@@ -90,13 +93,22 @@ def unwrapped(value: Any) -> Any:
     return value.host if isinstance(value, ndarray) else value
 
 
+def asarray(value: Any, **options: Any) -> ndarray:
+    """A copy of a host's array; an array that only speaks ``__cuda_array_interface__`` itself."""
+    if isinstance(value, ndarray):
+        return value
+    if not hasattr(value, "__cuda_array_interface__"):
+        return ndarray(np.array(value, **options))
+    return ndarray(np.asarray(types.SimpleNamespace(__array_interface__=value.__cuda_array_interface__)))
+
+
 def module() -> Any:
     """The module to put in CuPy's place."""
     cupy: Any = types.ModuleType("cupy")
     cupy.ndarray = ndarray
     for name in ("empty", "zeros", "where"):
         setattr(cupy, name, wrapped(getattr(np, name)))
-    cupy.asarray = lambda value, **options: ndarray(np.array(unwrapped(value), **options))
+    cupy.asarray = asarray
     cupy.from_dlpack = lambda value: ndarray(value.host)
     cupy.cuda = types.SimpleNamespace(runtime=types.SimpleNamespace(getDevice=lambda: current[0]))
     return cupy

@@ -17,7 +17,7 @@ using uint32_t = unsigned int;
 using int64_t = long long;
 using uint64_t = unsigned long long;
 
-constexpr float INFINITY_F = __builtin_huge_valf();
+#define INFINITY_F __int_as_float(0x7f800000)
 
 // The dynamic shared memory of the block, 16-byte aligned.
 template <class T>

@@ -12,6 +12,7 @@ from typing import Any
 
 from fastconv.backends.base import Launch
 from fastconv.backends.raw import device
+from fastconv.problem import Window
 
 FAMILIES = {
     "conv_fprop": "conv", "conv_dgrad": "conv", "conv_wgrad": "conv",
@@ -37,17 +38,32 @@ class RawBackend:
         return device.unavailable()
 
     def rejects(self, op: str, problem: Any) -> str | None:
-        if op == "correlate":
+        if op.startswith("activation"):
             return None
-        largest = max((*problem.size, *problem.out, problem.C))
+        if op == "correlate":
+            reason: str | None = family(op).rejects(problem)
+            return reason
+        largest = max(*problem.size, *problem.out, problem.C)
         if largest >= 2**31:
             return f"an axis of {largest} elements is longer than its kernels count, 2**31 - 1"
+        if problem.window is not None and (furthest := widest(problem.window)) >= 2**31:
+            return f"a window with the number {furthest} reaches further than its kernels count, 2**31 - 1"
         return None
 
     def plan(self, op: str, problem: Any) -> Launch:
-        family = importlib.import_module(f"fastconv.backends.raw.{FAMILIES[op]}")
-        launch: Launch = family.plan(op, problem)
+        launch: Launch = family(op).plan(op, problem)
         return launch
+
+
+def family(op: str) -> Any:
+    """The module that an op is planned by."""
+    return importlib.import_module(f"fastconv.backends.raw.{FAMILIES[op]}")
+
+
+def widest(window: Window) -> int:
+    """The largest of a window's numbers."""
+    ends = (end for pair in window.pad for end in pair)
+    return max(*window.ksize, *window.stride, *window.dilation, *ends)
 
 
 backend = RawBackend()

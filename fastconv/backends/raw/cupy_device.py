@@ -96,6 +96,10 @@ class CupyDevice:
         """Memory of CuPy's pool, which goes back to it with the last reference, in the order of the stream."""
         return _Scratch(self._memory.alloc(nbytes))
 
+    def synchronize(self) -> None:
+        """Wait for CuPy's current stream."""
+        self._stream().synchronize()
+
     def pointer(self, view: Any) -> int:
         return int(view.data.ptr)
 

@@ -57,6 +57,9 @@ class Device(Protocol):
     def scratch(self, nbytes: int) -> Scratch:
         """Uninitialised memory, 256-byte aligned."""
 
+    def synchronize(self) -> None:
+        """Wait for what was launched on the current stream."""
+
     def pointer(self, view: Any) -> int:
         """The address of the first element of a view."""
 

@@ -8,6 +8,8 @@ spares most of the time that g++ needs to start.
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import ctypes
 import hashlib
 import os
@@ -27,9 +29,16 @@ from fastconv.tuning import cache_dir, cpu_name, warn_once
 HERE = Path(__file__).parent
 HEADER = "device.hpp"
 OPTIONS = (
-    "-std=c++17", "-O1", "-g1", "-march=native", "-ffp-contract=off", "-fno-strict-aliasing", "-fno-exceptions",
+    "-std=c++17", "-O1", "-march=native", "-ffp-contract=off", "-fno-strict-aliasing", "-fno-exceptions",
     "-fno-rtti", "-fPIC", "-fvisibility=hidden", "-pipe", "-w", "-DFASTCONV_EMULATED=1",
 )  # fmt: skip
+#: Every access is reported to the runtime (checks.cpp), and undefined behaviour too (undefined.cpp).
+CHECKS = (
+    "-g", "-fsanitize=thread", "--param=tsan-instrument-func-entry-exit=0", "-fno-sanitize-recover=all",
+    "-fsanitize=bounds-strict,shift,signed-integer-overflow,integer-divide-by-zero,alignment,null,bool,enum,"
+    "unreachable,return,vla-bound",
+)  # fmt: skip
+RUNTIME = ("runtime.cpp", "checks.cpp", "undefined.cpp", "copies.cpp", "matrix.cpp", "bulk.cpp", "wgmma.cpp")
 INCLUDE = re.compile(rb'^\s*#\s*include\s*"([^"]+)"', re.MULTILINE)
 
 
@@ -63,17 +72,14 @@ class Toolchain:
     """How kernels are compiled: for which architecture, with which checks, and where their includes lie."""
 
     arch: str
+    sanitize: bool = False
     folders: tuple[Path, ...] = ()
 
     @property
     def options(self) -> tuple[str, ...]:
         digits = "".join(letter for letter in self.arch if letter.isdigit())
-        return (*OPTIONS, f"-D__CUDA_ARCH__={digits}0")
-
-    def identity(self, *more: object) -> str:
-        """A digest of what every object depends on, and of `more`."""
-        own = [(path.name, path.read_bytes()) for path in sorted(HERE.glob("*.?pp"))]
-        return hashlib.sha256(repr((self.options, compiler(), cpu_name(), own, more)).encode()).hexdigest()[:32]
+        features = ("-D__CUDA_ARCH_FEAT_SM90_ALL",) if self.arch == "sm_90a" else ()
+        return (*OPTIONS, f"-D__CUDA_ARCH__={digits}0", *features, *(CHECKS if self.sanitize else ()))
 
     def unit(self, source: str, kernels: Sequence[str], stem: str) -> Path:
         """The object of a source, with the entry points ``fastconv_launch_0``, ... of these kernels.
@@ -85,13 +91,12 @@ class Toolchain:
         """
         text = source + "".join(f"EMULATOR_ENTRY({number}, {kernel})\n" for number, kernel in enumerate(kernels))
         included = [(name, content) for name, content in sorted(self._included(text.encode()).items())]
-        path = _folder() / f"{stem}-{self.identity(text, included)}.so"
+        path = _folder() / f"{stem}-{_identity(self.options, text, included)}.so"
         if not _sound(path):
             runtime, header = self.runtime(), self.header()
-            folders = (header.parent, *self.folders)
-            places = [flag for folder in folders for flag in (f"-I{folder}", f"-ffile-prefix-map={folder}/=")]
-            shape = ("-include", HEADER, "-shared", "-nostartfiles", "-x", "c++", "-", "-x", "none", str(runtime))
-            _compile([*self.options, *places, *shape], path, text)
+            places = [f"-I{folder}" for folder in (header.parent, *self.folders)]
+            link = ("-shared", "-nostartfiles", "-nodefaultlibs", str(runtime), "-lm", "-lc")
+            _compile([*self.options, *places, "-include", HEADER, "-x", "c++", "-", "-x", "none", *link], path, text)
         return path
 
     def _included(self, text: bytes, found: dict[str, bytes] | None = None) -> dict[str, bytes]:
@@ -106,19 +111,26 @@ class Toolchain:
 
     def runtime(self) -> Path:
         """The object that schedules threads; every kernel's object links to it by its name."""
-        path = _folder() / f"runtime-{self.identity()}.so"
+        path = _folder() / f"runtime-{_identity(OPTIONS)}.so"
         if not _sound(path):
-            _compile([*self.options, "-O2", "-shared", f"-Wl,-soname,{path.name}", str(HERE / "runtime.cpp")], path)
+            sources = [str(HERE / name) for name in RUNTIME]
+            _compile([*OPTIONS, "-O3", "-shared", f"-Wl,-soname,{path.name}", *sources], path)
         return path
 
     def header(self) -> Path:
-        """A copy of the headers with their precompiled form beside it."""
-        folder = _folder() / f"headers-{self.identity()}"
+        """A copy of the headers with their precompiled form beside it; the folder appears whole."""
+        folder = _folder() / f"headers-{_identity(self.options)}"
         if not _sound(folder / f"{HEADER}.gch"):
-            folder.mkdir(exist_ok=True)
-            for path in HERE.glob("*.hpp"):
-                shutil.copyfile(path, folder / path.name)
-            _compile([*self.options, "-x", "c++-header", str(folder / HEADER)], folder / f"{HEADER}.gch")
+            with tempfile.TemporaryDirectory(dir=folder.parent, prefix="headers-", suffix=".tmp") as temporary:
+                made = Path(temporary) / "made"
+                made.mkdir()
+                for path in HERE.glob("*.hpp"):
+                    shutil.copyfile(path, made / path.name)
+                _compile([*self.options, "-x", "c++-header", str(made / HEADER)], made / f"{HEADER}.gch")
+                if folder.exists() and not _sound(folder / f"{HEADER}.gch"):
+                    os.replace(folder, Path(temporary) / "corrupt")
+                with contextlib.suppress(OSError):  # another process was faster
+                    os.replace(made, folder)
         return folder / HEADER
 
     def load(self, unit: Path) -> ctypes.CDLL:
@@ -128,9 +140,21 @@ class Toolchain:
 
 
 @lru_cache(maxsize=1)
+def _own_sources() -> list[tuple[str, bytes]]:
+    return [(path.name, path.read_bytes()) for path in sorted(HERE.glob("*.?pp"))]
+
+
+def _identity(*parts: object) -> str:
+    """A digest of what every object depends on, and of these parts."""
+    return hashlib.sha256(repr((compiler(), cpu_name(), _own_sources(), parts)).encode()).hexdigest()[:32]
+
+
+@lru_cache(maxsize=1)
 def _elsewhere() -> Path:
     """A folder for this process where the cache cannot be written."""
-    return Path(tempfile.mkdtemp(prefix="fastconv-emulator-"))
+    folder = tempfile.mkdtemp(prefix="fastconv-emulator-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)
 
 
 def _folder() -> Path:

@@ -2,7 +2,8 @@
 // mathematics of device code. Only meaning is modelled, not speed.
 //
 // `__shared__` variables are the only zero-initialised static data of a kernel's object file, so its .bss as a whole is
-// shared memory: the runtime fills it with 0xff (NaN, -1) before each block. A guard lies between any two of them.
+// shared memory: the runtime fills it with 0xff (NaN, -1) before each block. A guard lies between any two of them. They
+// are `used`, as g++ would take one that nothing writes for the constant 0.
 #pragma once
 #include "runtime.hpp"
 
@@ -19,14 +20,15 @@
 #define __launch_bounds__(...)
 #define __grid_constant__
 #define __cluster_dims__(...)
-#define __align__(bytes) alignas(bytes)
+#define __align__(bytes) __attribute__((aligned(bytes)))
+#define alignas(bytes) __attribute__((aligned(bytes)))  // which may stand after __shared__, too
 #define __noinline__ __attribute__((noinline))
 
 #define EMULATOR_JOIN_(a, b) a##b
 #define EMULATOR_JOIN(a, b) EMULATOR_JOIN_(a, b)
 #define __shared__                                                                                      \
     static emulator::SharedGuard EMULATOR_JOIN(fastconv_guard_, __COUNTER__) __attribute__((used)); \
-    static __attribute__((aligned(16)))
+    static __attribute__((used, aligned(16)))
 
 #undef assert
 #define assert(condition) \
@@ -366,13 +368,19 @@ inline float __double2float_rn(double v) { return float(v); }
 
 // ---------------------------------------------------------------- atomics: threads switch at barriers only
 
-#define EMULATOR_ATOMIC(name, expression)       \
-    template <class T>                          \
-    T name(T* address, T value) {               \
-        T old = *address;                       \
-        *address = expression;                  \
-        return old;                             \
-    }
+namespace emulator {
+template <class T, class F>
+__attribute__((no_sanitize("thread"))) T atomic(T* address, F next) {
+    updates(address, sizeof(T));
+    T old = *address;
+    *address = next(old);
+    return old;
+}
+}  // namespace emulator
+
+#define EMULATOR_ATOMIC(name, expression) \
+    template <class T>                    \
+    T name(T* address, T value) { return emulator::atomic(address, [=](T old) -> T { return expression; }); }
 EMULATOR_ATOMIC(atomicAdd, old + value)
 EMULATOR_ATOMIC(atomicSub, old - value)
 EMULATOR_ATOMIC(atomicMin, old < value ? old : value)
@@ -383,15 +391,14 @@ EMULATOR_ATOMIC(atomicXor, old ^ value)
 EMULATOR_ATOMIC(atomicExch, value)
 template <class T>
 T atomicCAS(T* address, T expected, T value) {
-    T old = *address;
-    if (old == expected) *address = value;
-    return old;
+    return emulator::atomic(address, [=](T old) { return old == expected ? value : old; });
 }
 
 // ---------------------------------------------------------------- launching
 
 extern char __bss_start[] __attribute__((visibility("hidden")));  // from the linker: all of the object's shared memory
 extern char _end[] __attribute__((visibility("hidden")));
+extern const char __ehdr_start[] __attribute__((visibility("hidden")));
 
 namespace emulator {
 
@@ -427,7 +434,7 @@ struct Entry<kernel> {
     static void run(const void* slots) { Caller<A...>::call(kernel, static_cast<const char*>(slots)); }
 
     /// Launches the kernel; 0, or 1 with a message.
-    static int launch(const Launch* launch) {
+    static int launch(Launch* launch) {
         alignas(SLOT) char slots[BYTES];
         if (launch->count != sizeof...(A)) {
             snprintf(launch->message, launch->message_size, "the kernel takes %zu arguments, got %u", sizeof...(A), launch->count);
@@ -443,13 +450,13 @@ struct Entry<kernel> {
             memcpy(slot, launch->arguments[i], SIZES[i]);
             slot += slot_bytes(SIZES[i]);
         }
-        return emulator::run(*launch, Kernel{run, slots, __bss_start, _end});
+        return emulator::run(*launch, Kernel{run, slots, BYTES, __ehdr_start, __bss_start, _end});
     }
 };
 
 }  // namespace emulator
 
 #define EMULATOR_ENTRY(number, ...)                                                                                  \
-    extern "C" EMULATOR_API int EMULATOR_JOIN(fastconv_launch_, number)(const emulator::Launch* launch) { \
+    extern "C" EMULATOR_API int EMULATOR_JOIN(fastconv_launch_, number)(emulator::Launch* launch) { \
         return emulator::Entry<&__VA_ARGS__>::launch(launch);                                                        \
     }

@@ -1,5 +1,5 @@
 // Fibers, the schedule of a block's threads, barriers and collectives.
-#include "runtime.hpp"
+#include "checks.hpp"
 
 #include <csignal>
 #include <cstdarg>
@@ -12,15 +12,13 @@
 #include <ucontext.h>
 #endif
 
-uint3 threadIdx, blockIdx;
-dim3 blockDim, gridDim;
+uint3 threadIdx, blockIdx, blockDim, gridDim;
 
 namespace emulator {
 
 // ---------------------------------------------------------------- fibers
 
 constexpr size_t STACK = 256 << 10, GUARD = 4 << 10;
-constexpr unsigned MAX_THREADS = 1024;
 
 #if defined(__x86_64__) || defined(__aarch64__)
 
@@ -133,6 +131,7 @@ struct Thread {
 
 struct Named {
     unsigned expected, arrived;
+    checks::Clock clock;
 };
 
 struct Warp {
@@ -145,11 +144,11 @@ struct Block {
     Named named[16];
     unsigned size, live, arrived, votes, result;
     unsigned ready[MAX_THREADS], head, count;  // a ring of the threads that can run
-    unsigned current;
     uint64_t random;
 };
 
 static Block block;
+unsigned running_thread;
 static Fiber fibers[MAX_THREADS];
 static Fiber* spare[MAX_THREADS];  // fibers whose loop waits for work
 static unsigned spares, started;
@@ -157,15 +156,17 @@ static Fiber* running;
 static Context host;
 static char *stacks, *shared_memory;
 static size_t shared_size;
-static const Launch* launch;
+static Launch* launch;
 static const Kernel* kernel;
 static bool failed;
 
-static Thread& current() { return block.threads[block.current]; }
-unsigned thread_number() { return block.current; }
-unsigned live_lanes() { return block.warps[block.current / WARP].live; }
+static Thread& current() { return block.threads[running_thread]; }
+unsigned thread_number() { return running_thread; }
+unsigned live_lanes() { return block.warps[running_thread / WARP].live; }
 void* dynamic_shared() { return shared_memory; }
 size_t dynamic_shared_size() { return shared_size; }
+char* static_shared() { return kernel->shared_begin; }
+size_t static_shared_size() { return kernel->shared_end - kernel->shared_begin; }
 
 // ---------------------------------------------------------------- errors
 
@@ -178,6 +179,13 @@ static void say(const char* format, ...) {
     va_start(values, format);
     append(format, values);
     va_end(values);
+}
+
+/// " at file:line"; a place that is known by its address only is left for the caller to look up.
+static void say_site(Site site) {
+    if (!site.file) return site.line ? say("@{%x}", unsigned(site.line)) : void();
+    const char* slash = strrchr(site.file, '/');
+    say(" at %s:%d", slash ? slash + 1 : site.file, site.line);
 }
 
 [[noreturn]] static void abandon() {
@@ -194,7 +202,7 @@ void fail(Site site, const char* format, ...) {
     va_end(values);
     const uint3 b = blockIdx, t = current().index;
     say("\n  in block (%u, %u, %u), thread (%u, %u, %u)", b.x, b.y, b.z, t.x, t.y, t.z);
-    if (site.file) say(" at %s:%d", site.file, site.line);
+    say_site(site);
     abandon();
 }
 
@@ -212,7 +220,12 @@ static void describe_waits() {
         say(": %s", t.what);
         if (t.waits == Waits::warp) say(" of lanes 0x%08x", t.mask);
         if (t.waits == Waits::named) say(" %u of %u threads", t.mask, block.named[t.mask].expected);
-        say(" at %s:%d", t.site.file, t.site.line);
+        if (t.waits == Waits::key) {
+            char text[128];
+            describe_barrier(t.key, text, sizeof text);
+            say(" %s", text);
+        }
+        say_site(t.site);
     }
     unsigned exited = block.size - block.live;
     if (exited) say("\n  %u of %u threads have exited", exited, block.size);
@@ -253,7 +266,7 @@ static unsigned pick() {
 }
 
 static void become(unsigned thread) {
-    block.current = thread;
+    running_thread = thread;
     threadIdx = block.threads[thread].index;
 }
 
@@ -265,6 +278,7 @@ static void work() {
         Thread& thread = current();
         thread.fiber = running;
         kernel->run(kernel->arguments);
+        exit_bulk();
         thread.fiber = nullptr;
         thread_exits();
         unsigned next = pick();
@@ -297,7 +311,7 @@ static Fiber* take_fiber() {
 static void give_way() {
     unsigned next = pick();
     if (next == MAX_THREADS) deadlock();
-    if (next == block.current) return;
+    if (next == running_thread) return;
     Fiber* self = running;
     become(next);
     Fiber* other = block.threads[next].fiber;
@@ -311,7 +325,7 @@ static void wait(Waits waits, const char* what, unsigned mask, Site site) {
 }
 
 void yield(Site) {
-    make_ready(block.current);
+    make_ready(running_thread);
     give_way();
 }
 
@@ -346,6 +360,7 @@ static void check_same_barrier() {
 static void release_block() {
     if (!block.arrived || block.arrived != block.live) return;
     check_same_barrier();
+    checks::synchronise_block();
     block.result = block.votes;
     block.arrived = block.votes = 0;
     for (unsigned i = 0; i < block.size; ++i)
@@ -370,11 +385,16 @@ void named_barrier(unsigned id, unsigned threads, bool wait_for_it, Site site) {
         fail(site, "barrier %u of %u threads: others at it expect %u", id, threads, barrier.expected);
     barrier.expected = threads;
     barrier.arrived++;
+    checks::release(running_thread, barrier.clock);
     if (wait_for_it) wait(Waits::named, "barrier", id, site);
     if (barrier.arrived == threads) {
         barrier.arrived = 0;
-        for (unsigned i = 0; i < block.size; ++i)
-            if (block.threads[i].waits == Waits::named && block.threads[i].mask == id) make_ready(i);
+        for (unsigned i = 0; i < block.size; ++i) {
+            if (block.threads[i].waits != Waits::named || block.threads[i].mask != id) continue;
+            checks::acquire(i, barrier.clock);
+            make_ready(i);
+        }
+        checks::clear(barrier.clock);
     }
     if (wait_for_it) give_way();
 }
@@ -401,14 +421,17 @@ static void release_warp(unsigned warp, unsigned mask) {
         }
         brought[i] = lanes[i].brought;
     }
-    if (first->perform) first->perform(brought, WARP);
+    if (first->perform)
+        first->perform(brought, WARP);
+    else
+        checks::synchronise_warp(warp, group);  // of all collectives __syncwarp alone orders memory
     w.arrived &= ~group;
     for (unsigned i = 0; i < WARP; ++i)
         if (group >> i & 1) make_ready(warp * WARP + i);
 }
 
 void warp_collective(const char* what, unsigned mask, Perform perform, void* mine, Site site) {
-    unsigned lane = block.current % WARP, warp = block.current / WARP;
+    unsigned lane = running_thread % WARP, warp = running_thread / WARP;
     if (!(mask >> lane & 1)) fail(site, "%s: the mask 0x%08x does not name lane %u, which calls it", what, mask, lane);
     wait(Waits::warp, what, mask, site);
     current().perform = perform;
@@ -422,12 +445,12 @@ static void thread_exits() {
     Thread& thread = current();
     thread.done = true;
     block.live--;
-    Warp& warp = block.warps[block.current / WARP];
-    warp.live &= ~(1u << block.current % WARP);
+    Warp& warp = block.warps[running_thread / WARP];
+    warp.live &= ~(1u << running_thread % WARP);
     for (unsigned left = warp.arrived, i; left; left &= left - 1) {
         i = __builtin_ctz(left);
-        const Thread& other = block.threads[block.current / WARP * WARP + i];
-        if (warp.arrived >> i & 1) release_warp(block.current / WARP, other.mask);
+        const Thread& other = block.threads[running_thread / WARP * WARP + i];
+        if (warp.arrived >> i & 1) release_warp(running_thread / WARP, other.mask);
     }
     release_block();
 }
@@ -483,7 +506,7 @@ static void prepare_shared(size_t bytes) {
 static void run_block() {
     memset(kernel->shared_begin, 0xff, kernel->shared_end - kernel->shared_begin);
     memset(shared_memory, 0xff, shared_size);
-    memset(block.named, 0, sizeof block.named);
+    for (Named& barrier : block.named) barrier.arrived = 0;
     block.live = block.size;
     block.arrived = block.votes = block.head = block.count = 0;
     for (unsigned i = 0; i < block.size; ++i) {
@@ -496,6 +519,10 @@ static void run_block() {
         unsigned lanes = block.size - w * WARP;
         block.warps[w] = {lanes < WARP ? (1u << lanes) - 1 : ~0u, 0};
     }
+    forget_copies(block.size);
+    forget_bulk(block.size);
+    forget_products(block.size);
+    checks::begin_block();
     become(pick());
     running = take_fiber();
     switch_to(host, running->context);
@@ -512,7 +539,7 @@ static void run_grid() {
             }
 }
 
-int run(const Launch& the_launch, const Kernel& the_kernel) {
+int run(Launch& the_launch, const Kernel& the_kernel) {
     launch = &the_launch, kernel = &the_kernel;
     const uint32_t *g = launch->grid, *b = launch->block;
     gridDim = {g[0], g[1], g[2]}, blockDim = {b[0], b[1], b[2]};
@@ -522,10 +549,12 @@ int run(const Launch& the_launch, const Kernel& the_kernel) {
     failed = false;
     prepare_stacks();
     prepare_shared(launch->shared);
+    checks::begin_launch(*launch, *kernel, block.size, stacks, MAX_THREADS * (STACK + GUARD));
     {
         FaultGuard guard;
         run_grid();
     }
+    checks::end_launch(*launch);
     if (failed) spares = started = 0;  // abandoned fibers start anew
     return failed;
 }
