@@ -28,6 +28,7 @@ class Memory:
     __slots__ = ("_cells", "_origin")
 
     def __init__(self, array: np.ndarray):
+        array = np.asarray(array)  # of a scalar, whose own address does not last
         cells = np.dtype(BITS.get(array.dtype.name, array.dtype))
         ends = [(n - 1) * stride for n, stride in zip(array.shape, array.strides, strict=True)]
         below, above = sum(min(end, 0) for end in ends), sum(max(end, 0) for end in ends)
