@@ -18,7 +18,7 @@ import numpy as np
 
 from fastconv.arrays import name_of
 from fastconv.backends.numba_cuda import ptx
-from fastconv.backends.numba_cuda.simulator import Memory, simulated
+from fastconv.backends.numba_cuda.simulator import Memory, quick_threads, simulated
 
 Ints = tuple[int, ...]
 THREADS = 4 if simulated() else 256  # of a block in kernels that any number suits; the simulator's are slow to start
@@ -27,11 +27,15 @@ MAX_BLOCKS = 2**31 - 1
 
 
 class Grid(NamedTuple):
-    """How many blocks of how many threads, and their bytes of shared memory beyond what the kernel declares."""
+    """How many blocks of how many threads, their bytes of shared memory beyond what the kernel declares.
+
+    `residents` is how many of the blocks one multiprocessor should have registers for.
+    """
 
     blocks: int
     threads: int
     shared: int = 0
+    residents: int = 1
 
 
 def over(results: int) -> Grid:
@@ -96,7 +100,7 @@ class Kernel:
         kernel = built(self._factory, self._key)
         arrays = [operand.array if type(operand) is Flat else operand for operand in operands]
         memories = [None if array is None else Memory(array) for array in arrays]
-        with warnings.catch_warnings():
+        with quick_threads(), warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # NumPy warns where a GPU gives inf, or wraps
             kernel[grid.blocks, grid.threads, 0, grid.shared](*memories, *values)
 

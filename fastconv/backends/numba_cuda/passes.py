@@ -87,12 +87,12 @@ def gather_geometry(
     )  # fmt: skip
 
 
-def wgrad_geometry(problem: ConvProblem, dw: Any, dy: Any, x: Any) -> Ints:
+def wgrad_geometry(problem: ConvProblem, dw_steps: Ints, dy: Any, x: Any) -> Ints:
     """The geometry of a `wgrad` kernel, as it unpacks it."""
     axes, G = forward(problem), problem.groups
     return (
         problem.N, G, problem.K // G, problem.C // G,
         *(axis.results for axis in axes), *(axis.source for axis in axes), *(axis.taps for axis in axes),
         *(axis.step for axis in axes), *(-axis.start for axis in axes), *(axis.reach for axis in axes),
-        *lifted(dw), *lifted(dy), *lifted(x),
+        *dw_steps, *lifted(dy), *lifted(x),
     )  # fmt: skip

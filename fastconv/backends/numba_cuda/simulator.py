@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
@@ -48,6 +51,17 @@ class Memory:
         if not 0 <= at < len(self._cells):
             raise IndexError(f"offset {offset} lies outside of the {len(self._cells)} elements from {-self._origin} on")
         return at
+
+
+@contextmanager
+def quick_threads() -> Iterator[None]:
+    """Let Python switch threads often: the simulator's own one polls the others, which wait for it meanwhile."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)
 
 
 class _Span:
