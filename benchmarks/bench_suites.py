@@ -26,8 +26,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         return tuple(filter(None, option(name).split(",")))
 
     settings = Settings(
-        split("--suite"), split("--op"), option("--dtype"), option("--layout"), option("--batch"), split("--backend"),
-        split("--peers"),
+        suites=split("--suite"), passes=split("--op"), dtype=option("--dtype"), layout=option("--layout"),
+        batch=option("--batch"), backends=split("--backend"), peers=split("--peers"),
     )  # fmt: skip
     metafunc.parametrize("case", settings.cases(), ids=lambda case: case.name)
     metafunc.parametrize("contestant", settings.contestants())

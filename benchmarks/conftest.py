@@ -11,6 +11,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--op", default=",".join(PASSES), help="passes, comma-separated")
     group.addoption("--dtype", default="float32")
     group.addoption("--layout", default="NCHW")
-    group.addoption("--batch", type=int, default=1)
+    group.addoption("--batch", type=int, help="default: as the suite says")
     group.addoption("--backend", default="cpu", help="backends, comma-separated")
-    group.addoption("--peers", default="", help="torch, numpy")
+    group.addoption("--peers", default="", help="libraries, comma-separated, or all")

@@ -3,31 +3,34 @@
 from __future__ import annotations
 
 import datetime
+import json
 import os
-import statistics
 import subprocess
-from collections.abc import Callable, Iterable
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import fastconv
 from fastconv import config
+from fastconv.benchmarks.cases import Case
 from fastconv.benchmarks.limits import Limits
-from fastconv.benchmarks.runner import Outcome, Row, Run
-from fastconv.testing.timing import geomean
+from fastconv.benchmarks.runner import Outcome, Row, Run, Settings, is_measured
+from fastconv.benchmarks.summaries import networks, ratios, summary, totals
+from fastconv.testing.timing import Timing
 
 Document = dict[str, Any]
-FORMAT = 1
+FORMAT = 2
 #: The order in which passes are shown.
-GROUPS = ("fprop", "dgrad", "wgrad", "pool fprop", "pool dgrad")
+GROUPS = ("fprop", "dgrad", "wgrad", "pool fprop", "pool dgrad", "signal")
 
 
 def document(run: Run) -> Document:
     """Everything about a run: environment, settings, limits, rows and their summary."""
     contestants = run.settings.contestants()
     backends = [name for name in contestants if name.startswith("fastconv.")]
-    rows = [row_entry(row, run.limits, backends[0]) for row in run.rows]
+    device = run.settings.device
+    rows = [row_entry(row, run.limits, backends[0], device) for row in run.rows]
     return {
         "format": FORMAT,
         "environment": environment(),
@@ -40,8 +43,9 @@ def document(run: Run) -> Document:
         "seconds": run.seconds,
         "interrupted": run.interrupted,
         "rows": rows,
-        "summary": summary(rows, backends[0]),
+        "summary": summary(rows, backends[0], device),
         "totals": totals(rows, contestants),
+        "networks": networks(rows, contestants, backends[0]),
     }
 
 
@@ -71,108 +75,126 @@ def commit() -> str | None:
         return None
 
 
-def row_entry(row: Row, limits: Limits | None, subject: str) -> dict[str, Any]:
+def row_entry(row: Row, limits: Limits | None, subject: str, device: str) -> dict[str, Any]:
     """One row: the case, what each contestant did, and the subject's lead over each of the others."""
-    case = row.case
+    case, layer = row.case, row.case.layer
     bound, binds = limits.bound(case) if limits else (None, None)
-    entry: dict[str, Any] = {
-        "suite": case.layer.suite, "network": case.layer.network, "layer": case.layer.name, "count": case.layer.count,
-        "pass": case.pass_, "group": case.group, "regime": case.regime, "op": case.op, "problem": str(case.problem),
-        "flops": case.flops, "bytes": case.nbytes, "bound": bound, "binds": binds,
-        "results": {name: _result(outcome, case.flops, case.nbytes, bound) for name, outcome in row.outcomes.items()},
+    results = {name: _result(outcome, case, bound) for name, outcome in row.outcomes.items()}
+    return {
+        "suite": layer.suite, "network": layer.network, "layer": layer.name, "count": layer.count,
+        "whole": layer.whole, "first": layer.first, "pass": case.pass_, "group": case.group,
+        "regime": case.regime(device), "op": case.op, "problem": str(case.problem), "flops": case.flops,
+        "bytes": case.nbytes, "bound": bound, "binds": binds, "results": results, "ratios": ratios(results, subject),
     }  # fmt: skip
-    entry["ratios"] = ratios(row, subject)
-    return entry
 
 
-def _result(outcome: Outcome, flops: int, nbytes: int, bound: float | None) -> dict[str, Any]:
+#: What a result has of an outcome, where it has it.
+KEPT = ("reason", "note", "error", "tolerance", "first", "host", "warm", "cold", "memory")
+
+
+def _result(outcome: Outcome, case: Case, bound: float | None) -> dict[str, Any]:
     found: dict[str, Any] = {"status": outcome.status}
-    found |= {
-        name: value for name in ("reason", "note", "error") if (value := getattr(outcome, name)) not in ("", None)
-    }
+    found |= {name: value for name in KEPT if (value := getattr(outcome, name)) not in ("", None)}
+    if outcome.checked != "all":
+        found["checked"] = outcome.checked
     if (timing := outcome.timing) is not None:
         found |= {
             "seconds": timing.median, "p20": timing.p20, "p80": timing.p80, "calls": timing.calls,
-            "blocks": timing.blocks, "first": outcome.first, "gflops": flops / timing.median / 1e9,
-            "gbps": nbytes / timing.median / 1e9, "fraction": bound / timing.median if bound else None,
+            "blocks": timing.blocks, "gflops": case.flops / timing.median / 1e9,
+            "gbps": case.nbytes / timing.median / 1e9, "fraction": bound / timing.median if bound else None,
         }  # fmt: skip
     return found
 
 
-def ratios(row: Row, subject: str) -> dict[str, float]:
-    """How many times faster the subject is: the median over the blocks that ran in the same round.
+def _outcome(result: dict[str, Any]) -> Outcome:
+    """The outcome that a result was made of."""
+    outcome = Outcome(result["status"], checked=result.get("checked", "all"))
+    outcome = replace(outcome, **{name: result[name] for name in KEPT if name in result})
+    if "seconds" in result:
+        outcome.timing = Timing(
+            result["seconds"], result["p20"], result["p80"], result["calls"], tuple(result["blocks"])
+        )
+    return outcome
 
-    "best" is against whichever of the others was fastest.
+
+# ---------------------------------------------------------------- going on with a run
+
+
+def continued(doc: Document, settings: Settings) -> list[Row]:
+    """The rows that a document has of a run with these settings, to go on from.
+
+    Raises
+    ------
+    ValueError
+        Where it is of another format, of other settings, or of another machine, commit or version.
     """
-    mine = row.outcomes[subject].timing if subject in row.outcomes else None
-    if mine is None:
-        return {}
-    others = {
-        name: outcome.timing
-        for name, outcome in row.outcomes.items()
-        if not name.startswith("fastconv.") and outcome.timing is not None
-    }
-    found = {
-        name: statistics.median(b / a for a, b in zip(mine.blocks, theirs.blocks, strict=False))
-        for name, theirs in others.items()
-    }
-    if found:
-        found["best"] = min(found.values())
-    return found
+    if doc.get("format") != FORMAT:
+        raise ValueError(f"its format is {doc.get('format')}, this is {FORMAT}")
+    then, now = doc["settings"], json.loads(json.dumps(asdict(settings)))
+    free = ("budget", "rounds", "block", "warm", "rewarm", "patience")
+    differ = [f"{name} {then.get(name)} and now {now[name]}" for name in now if then.get(name) != now[name]
+              and name not in free]  # fmt: skip
+    here = environment()
+    for name, old, new in (
+        ("commit", doc["environment"]["commit"], here["commit"]),
+        ("machine", doc["environment"]["machine"]["cpu"], here["machine"]["cpu"]),
+        *((f"version of {name}", doc["environment"]["versions"].get(name), version)
+          for name, version in here["versions"].items()),
+    ):  # fmt: skip
+        if old != new:
+            differ.append(f"{name} {old} and now {new}")
+    if differ:
+        raise ValueError(f"it was made with {'; '.join(differ)}")
+    cases = {(case.layer.suite, case.layer.name, case.pass_): case for case in settings.cases()}
+    rows = []
+    for entry in doc["rows"]:
+        case = cases.get((entry["suite"], entry["layer"], entry["pass"]))
+        if case is not None and str(case.problem) == entry["problem"]:
+            rows.append(Row(case, {name: _outcome(result) for name, result in entry["results"].items()}))
+    return [row for row in rows if is_measured(row)]
 
 
-# ---------------------------------------------------------------- summaries
+def save(doc: Document, path: Path) -> None:
+    """Write a document, a row per line, in one go: an interrupted write leaves the old file."""
+    lists = {name: doc[name] for name in ("rows", "summary", "totals", "networks")}
+    text = json.dumps({name: value for name, value in doc.items() if name not in lists}, indent=1)
+    parts = [f' "{name}": [\n{_lines(entries)}\n ]' for name, entries in lists.items()]
+    beside = path.with_suffix(".part")
+    beside.write_text(text.removesuffix("\n}") + ",\n" + ",\n".join(parts) + "\n}\n", encoding="utf-8")
+    beside.replace(path)
 
 
-def summary(rows: list[dict[str, Any]], subject: str) -> list[dict[str, Any]]:
-    """Geomeans per suite and pass, per suite, per regime and pass, and over everything."""
-    entries = []
-    for scope, key in (
-        ("pass", lambda row: (row["suite"], row["group"])),
-        ("suite", lambda row: (row["suite"], "all")),
-        ("regime", lambda row: (row["regime"], row["pass"])),
-        ("all", lambda row: ("all", "all")),
-    ):
-        entries += [_summarise(scope, *name, group, subject) for name, group in _grouped(rows, key)]
-    return entries
+def _lines(entries: Sequence[Any]) -> str:
+    return ",\n".join("  " + json.dumps(_short(entry), separators=(", ", ":")) for entry in entries)
 
 
-def _grouped(rows: Iterable[dict[str, Any]], key: Callable[[Any], Any]) -> list[tuple[Any, list[dict[str, Any]]]]:
-    groups: dict[Any, list[dict[str, Any]]] = {}
-    for row in rows:
-        groups.setdefault(key(row), []).append(row)
-    return list(groups.items())
+def _short(value: Any) -> Any:
+    """Numbers to six digits: more than any measurement has."""
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if isinstance(value, dict):
+        return {name: _short(each) for name, each in value.items()}
+    return [_short(each) for each in value] if isinstance(value, list | tuple) else value
 
 
-def _summarise(scope: str, name: str, group: str, rows: list[dict[str, Any]], subject: str) -> dict[str, Any]:
-    subjects = [row["results"].get(subject, {}) for row in rows]
-    fractions = [found["fraction"] for found in subjects if found.get("fraction")]
-    peers = dict.fromkeys(peer for row in rows for peer in row["ratios"])
-    spread = {peer: [row["ratios"][peer] for row in rows if peer in row["ratios"]] for peer in peers}
-    return {
-        "scope": scope, "name": name, "group": group, "rows": len(rows),
-        "timed": sum("seconds" in found for found in subjects), "fraction": geomean(fractions) if fractions else None,
-        "ratios": {
-            peer: {"geomean": geomean(values), "low": min(values), "high": max(values), "rows": len(values)}
-            for peer, values in spread.items()
-        },
-    }  # fmt: skip
+def load(path: Path) -> Document:
+    """A document that was saved.
 
-
-def totals(rows: list[dict[str, Any]], contestants: list[str]) -> list[dict[str, Any]]:
-    """Seconds of each pass over each whole network, layers counted as often as they occur.
-
-    Only layers that every contestant timed count where contestants are compared, so that sums are of the same things.
+    Raises
+    ------
+    ValueError
+        Where the file holds none.
     """
-    entries = []
-    present = [name for name in contestants if any("seconds" in row["results"].get(name, {}) for row in rows)]
-    for (suite, name), group in _grouped(rows, lambda row: (row["suite"], row["pass"])):
-        common = [row for row in group if all("seconds" in row["results"].get(who, {}) for who in present)]
-        entries.append({
-            "suite": suite, "pass": name, "layers": len(common), "of": len(group),
-            "seconds": {who: sum(row["count"] * row["results"][who]["seconds"] for row in common) for who in present},
-        })  # fmt: skip
-    return entries
+    try:
+        doc: Document = json.loads(path.read_text("utf-8"))
+        if doc["format"] not in (1, FORMAT):
+            raise ValueError(f"its format is {doc['format']}, this program reads 1 and {FORMAT}")
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} holds no results of fastconv bench: {error}") from error
+    return doc
+
+
+# ---------------------------------------------------------------- what went wrong
 
 
 def problems(doc: Document) -> list[dict[str, str]]:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import numpy as np
 
 from fastconv.benchmarks import limits
 from fastconv.benchmarks.cases import Case
-from fastconv.benchmarks.peers import make
-from fastconv.benchmarks.verify import AFTER, BEFORE, operands
-from fastconv.testing.timing import time_calls, warm_up
+from fastconv.benchmarks.device import Block
+from fastconv.benchmarks.peers import Refused, make
+from fastconv.benchmarks.verify import AFTER, BEFORE, operands, part
+from fastconv.testing.timing import warm_up
 
 Array = np.ndarray
 
@@ -27,7 +29,11 @@ class Seat:
 
     def prepare(self, case: Case) -> str:
         """Place the data that will be timed; returns the library's note about its algorithm."""
-        self.case, self.result = case, None
+        self.device = self.contestant.device
+        if case.huge and self.device.kind == "cpu":
+            raise Refused("more than 2**31 elements are measured on a GPU only")
+        self.case, self.part = case, part(case)
+        self.job = self.given = self.result = None  # what the case before held goes first
         data = operands(case, BEFORE)
         self.given = [self.contestant.place(case, role, data[role]) for role in case.roles]
         self.job = self.contestant.bind(case, self.given)
@@ -35,17 +41,33 @@ class Seat:
 
     def first(self) -> tuple[float, Array]:
         """Seconds of the first call, compilation included, and its result."""
-        (seconds,), result = time_calls(self.job.run, 1)
-        return seconds, self._read(result)
+        self.memory = self.device.memory()
+        start = time.perf_counter()
+        result = self._finished()
+        return time.perf_counter() - start, self._read(result)
 
     def warm(self, limit: float) -> float:
-        return warm_up(self.job.run, limit)
+        return warm_up(self._finished, limit)
 
-    def block(self, count: int, rewarm: float) -> list[float]:
-        """Seconds of each of `count` calls, after uncounted ones that bring caches and threads back."""
-        warm_up(self.job.run, rewarm)
-        seconds, self.result = time_calls(self.job.run, count)
-        return seconds
+    def block(self, count: int, rewarm: float, cold: bool = False) -> tuple[list[float], list[float]]:
+        """Seconds of each of `count` calls, after uncounted ones that bring caches and threads back, and the host's."""
+        warm_up(self._finished, rewarm)
+        block: Block = self.device.block(self.job.run, count, cold)
+        self.result = block.result
+        return block.seconds, block.host
+
+    def peak(self) -> int | None:
+        """The most bytes during a call beyond the operands: the result, and what it is computed in.
+
+        Against what was in use before the first call, as libraries keep memory in pools of their own; where the
+        library tells what it keeps, against what is in use now, which leaves out what a compiler has left behind.
+        """
+        used, keeps = self.device.memory(), self.job.keeps
+        self._finished()
+        peak = self.device.peak()
+        if used is None or peak is None or self.memory is None:
+            return None
+        return max(peak - self.memory, 0) if keeps is None else max(peak - used, 0) + keeps
 
     def timed_result(self) -> Array:
         """What the last timed call returned."""
@@ -60,10 +82,18 @@ class Seat:
         return self._read(self.job.run())
 
     def limits(self, dtype: str) -> limits.Limits:
-        return limits.measure(dtype)
+        return self.contestant.device.limits(dtype)
+
+    def _finished(self) -> Any:
+        result = self.job.run()
+        self.device.wait()
+        return result
 
     def _read(self, result: Any) -> Array:
-        return np.asarray(self.job.read(result))
+        """In canonical axes; of a case that is checked in part, that part."""
+        self.device.wait()
+        array = np.asarray(self.job.read(result))
+        return array if self.part is None else np.ascontiguousarray(self.part.of(self.case.result, array))
 
     # What the runner asks of a seat, wherever it is.
 

@@ -33,6 +33,8 @@ def show(doc: Document, console: Console) -> None:
     for suite in dict.fromkeys(row["suite"] for row in doc["rows"]):
         console.print(_suite(doc, suite, peers))
     console.print(_summary(doc, peers))
+    if doc["networks"]:
+        console.print(_networks(doc, peers))
     for entry in problems(doc):
         console.print(
             f"{entry['status']} {entry['contestant']}: {brief(entry['reason'])} ({_some(entry['cases'])})",
@@ -59,7 +61,8 @@ def _some(text: str, most: int = 90) -> str:
 
 def _suite(doc: Document, suite: str, peers: list[str]) -> Table:
     settings = doc["settings"]
-    title = f"{suite}  batch {settings['batch']}, {settings['dtype']}, {settings['layout']}, {doc['subject']}"
+    batch = f"batch {settings['batch']}" if settings["batch"] else "batch as listed"
+    title = f"{suite}  {batch}, {settings['dtype']}, {settings['layout']}, {doc['subject']}"
     table = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
     table.add_column("layer", no_wrap=True)
     table.add_column("pass")
@@ -94,11 +97,29 @@ def _summary(doc: Document, peers: list[str]) -> Table:
     for heading in ("timed", "of limit", *(f"vs {name}" for name in names)):
         table.add_column(heading, justify="right")
     for entry in doc["summary"]:
-        if entry["scope"] == "regime":
-            continue
+        label = (entry["name"], entry["group"]) if entry["scope"] != "regime" else (entry["name"], "regime")
         table.add_row(
-            entry["name"], entry["group"], f"{entry['timed']}/{entry['rows']}", percent(entry["fraction"]),
+            *label, f"{entry['timed']}/{entry['rows']}", percent(entry["fraction"]),
             *(ratio(entry["ratios"].get(name, {}).get("geomean")) for name in names),
             style=None if entry["scope"] == "pass" else "bold", end_section=entry["scope"] == "suite",
         )  # fmt: skip
+    return table
+
+
+def _networks(doc: Document, peers: list[str]) -> Table:
+    table = Table(title="Whole networks", title_justify="left", title_style="bold", header_style="bold")
+    for heading in ("network", ""):
+        table.add_column(heading)
+    for heading in ("rows", doc["subject"], *(f"vs {peer}" for peer in peers)):
+        table.add_column(heading, justify="right")
+    for entry in (entry for entry in doc["networks"] if entry["layers"]):
+        against = [entry["against"].get(peer) for peer in peers]
+        table.add_row(
+            entry["network"], entry["kind"], f"{entry['layers']}/{entry['of']}", seconds(entry["seconds"]),
+            *(ratio(found["ratio"]) + ("*" if found["layers"] < entry["layers"] else "") if found else "-"
+              for found in against),
+            end_section=entry["kind"] == "training",
+        )  # fmt: skip
+    if any(found["layers"] < entry["layers"] for entry in doc["networks"] for found in entry["against"].values()):
+        table.caption = "* over the layers that both timed"
     return table

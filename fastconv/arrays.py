@@ -1,5 +1,7 @@
 """Arrays: their kinds (NumPy, DLPack, CUDA), dtype promotion, canonical views, and ``out=``.
 
+What lies in a GPU's memory is taken and given back by `fastconv.gpu_arrays`.
+
 Every backend sees an operand in canonical axes, ``[N, C, spatial]`` or ``[K, C, ksize]``: a layout
 is a set of strides, so NHWC arrays and NCHW views over NHWC memory need no copy and no code.
 """
@@ -13,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from fastconv import gpu_arrays
 from fastconv.errors import DTypeError, ShapeError
 from fastconv.problem import Ints
 
@@ -46,11 +49,11 @@ def kind_of(array: Any) -> str:
     )
 
 
-Wrap = Callable[[np.ndarray], Any]
+Wrap = Callable[[Any], Any]
 
 
 class Operands:
-    """The arrays of one call as NumPy arrays, and how to give a result back in the caller's kind."""
+    """The arrays of one call as NumPy's or CuPy's, and how to give a result back in the caller's kind."""
 
     __slots__ = ("arrays", "kind", "wrap")
 
@@ -82,11 +85,31 @@ def admit(names: Sequence[str], arrays: Sequence[Any]) -> Operands:
             f"{name}: {type(array).__module__}.{type(array).__qualname__}" for name, array, _ in present
         )
         raise DTypeError(f"all arrays of a call must be of one kind, on one device: got {listing}; convert one of them")
-    kind = kinds.pop()
+    kind, origin = kinds.pop(), origins.pop()
     if kind == "cuda":
+        devices = {gpu_arrays.device_number(array) for _, array, _ in present}
+        if len(devices) > 1:
+            raise DTypeError(f"all arrays of a call must be on one GPU: got them on {sorted(devices)}")
         return Operands(tuple(arrays), kind, None)
     views = tuple(None if array is None else to_numpy(array) for array in arrays)
-    return Operands(views, "numpy", None if kind == "numpy" else _wrapper(origins.pop()))
+    return Operands(views, "numpy", None if kind == "numpy" else _wrapper(origin))
+
+
+def take_cuda(operands: Operands) -> Operands:
+    """Arrays on a GPU as backends see them: CuPy's, or by address where there is no CuPy."""
+    present = [array for array in operands.arrays if array is not None]
+    views = tuple(None if array is None else gpu_arrays.take(array) for array in operands.arrays)
+    return Operands(views, "cuda", gpu_arrays.wrapper(_origin(present[0])))
+
+
+def as_view(array: Any, kind: str) -> Any:
+    """A result that was given out, as an operand of a later call."""
+    return to_numpy(array) if kind == "numpy" else gpu_arrays.take(array)
+
+
+def module_of(array: Any) -> Any:
+    """NumPy, or CuPy for its arrays."""
+    return np if isinstance(array, np.ndarray) else gpu_arrays.cupy_or_none()
 
 
 def _origin(array: Any) -> str:
@@ -216,18 +239,18 @@ def canonical(problem: Any, role: str, array: np.ndarray) -> np.ndarray:
 
 def native(array: np.ndarray) -> np.ndarray:
     """The same values in native byte order and aligned; a copy only where they were not."""
-    if array.dtype.isnative and array.flags.aligned:
+    if type(array) is not np.ndarray or (array.dtype.isnative and array.flags.aligned):
         return array
     return array.astype(array.dtype.newbyteorder("="), copy=True)
 
 
-def empty(shape: Ints, dtype: np.dtype, like: np.ndarray | None = None) -> np.ndarray:
-    """An uninitialised result; an NCHW one lies in NHWC memory where `like`, its input, does."""
+def empty(shape: Ints, dtype: np.dtype, like: Any, follow: bool = False) -> Any:
+    """An uninitialised result of the kind of `like`; with `follow`, in NHWC memory where `like` lies so."""
+    last = follow and not like.flags.c_contiguous and is_channels_last(like)
+    memory = (shape[0], *shape[2:], shape[1]) if last else shape
     try:
-        if like is not None and not like.flags.c_contiguous and is_channels_last(like):
-            memory = (shape[0], *shape[2:], shape[1])
-            return np.empty(memory, dtype).transpose(0, len(shape) - 1, *range(1, len(shape) - 1))
-        return np.empty(shape, dtype)
+        new = np.empty(memory, dtype) if type(like) is np.ndarray else gpu_arrays.empty(memory, dtype, like)
+        return new.transpose((0, len(shape) - 1, *range(1, len(shape) - 1))) if last else new
     except MemoryError as error:
         raise ShapeError(f"the result {list(shape)} of {dtype} does not fit into memory: {error}") from error
 
@@ -244,31 +267,37 @@ def is_channels_last(array: np.ndarray) -> bool:
     return True
 
 
-def admit_out(out: Any, operands: Operands) -> np.ndarray:
-    """An ``out`` of another library than NumPy, or among operands of one, as NumPy sees it."""
-    if kind_of(out) == "cuda" or isinstance(out, np.ndarray) != (operands.wrap is None):
+def admit_out(out: Any, operands: Operands) -> Any:
+    """An ``out`` as the operands' backend sees it."""
+    kind = "cuda" if kind_of(out) == "cuda" else "numpy"
+    if kind != operands.kind or (kind == "numpy" and isinstance(out, np.ndarray) != (operands.wrap is None)):
         raise DTypeError(
             f"out must be of the inputs' kind and device: got {type(out).__module__}.{type(out).__qualname__}"
         )
-    return to_numpy(out)
+    return as_view(out, kind)
 
 
-def check_out(out: Any, shape: Ints, dtype: np.dtype, inputs: Sequence[np.ndarray | None]) -> None:
+def check_out(out: Any, shape: Ints, dtype: np.dtype, inputs: Sequence[Any]) -> None:
     """Refuse an ``out`` that is not exactly what the call returns, or that would overwrite an input."""
     if out.shape != shape:
         raise ShapeError(f"out must have the shape {list(shape)}: got out{list(out.shape)}")
     if out.dtype != dtype or not out.dtype.isnative:
         raise DTypeError(f"out must have the dtype {dtype.name}: got {out.dtype}")
-    if not out.flags.writeable:
+    if not getattr(out.flags, "writeable", True):
         raise ShapeError("out is read-only: pass a writable array")
     if out.size and any(stride == 0 and n > 1 for stride, n in zip(out.strides, out.shape, strict=True)):
         raise ShapeError(f"out{list(out.shape)} repeats its elements (stride 0): pass an array of its own memory")
     for array in inputs:
-        if array is not None and np.may_share_memory(out, array) and _share(out, array):
+        if array is not None and share_memory(out, array):
             raise ShapeError("out shares memory with an input, which is never written to: pass another array")
 
 
-def _share(a: np.ndarray, b: np.ndarray) -> bool:
+def share_memory(a: Any, b: Any) -> bool:
+    """True where two arrays have an element in common, or where that is too hard to tell."""
+    if type(a) is not np.ndarray:
+        a, b = gpu_arrays.addresses(a), gpu_arrays.addresses(b)
+    if not np.may_share_memory(a, b):
+        return False
     try:
         return bool(np.shares_memory(a, b, max_work=10_000))  # type: ignore[arg-type]
     except np.exceptions.TooHardError:

@@ -100,25 +100,35 @@ def _add_info(commands: Any) -> None:
 def _add_bench(commands: Any) -> None:
     parser = _command(
         commands, "bench", bench, "verified benchmark of the named suites: table, JSON and HTML report",
-        "", "--suite alexnet,vgg19 --peers torch", "--suite resnet152 --op fprop --batch 8 --layout NHWC",
-        "--suite tiny --json overhead.json --html overhead.html",
+        "", "--suite alexnet,vgg19 --peers torch,onnxruntime", "--suite resnet152 --op fprop --batch 8 --layout NHWC",
+        "--suite all --peers all --budget 3600 --resume", "--gpu --dtype float16 --batch 256 --peers torch",
+        "--compare old.json new.json",
     )  # fmt: skip
     add = parser.add_argument
     add("--suite", type=words, default=("alexnet", "vgg19", "resnet152"), metavar="A,B",
-        help="suites to run (default: alexnet,vgg19,resnet152; another one: tiny)")  # fmt: skip
+        help="suites to run, or all (default: alexnet,vgg19,resnet152; a wrong name lists them)")  # fmt: skip
     add("--op", type=words, default=("fprop", "dgrad", "wgrad"), metavar="PASSES",
-        help="of fprop,dgrad,wgrad; pooling has the first two (default: all)")  # fmt: skip
+        help="of fprop,dgrad,wgrad; pooling has the first two, signals the first (default: all)")  # fmt: skip
     add("--dtype", default="float32", help="float16, bfloat16, float32 or float64 (default: float32)")
     add("--layout", default="NCHW", help="NCHW or NHWC (default: NCHW)")
-    add("--batch", type=positive(int), default=1, help="images per call (default: 1)")
-    add("--backend", type=words, default=("cpu",), metavar="A,B", help="backends; the first is compared with the peers")
-    add("--peers", type=words, default=(), metavar="A,B", help="libraries to run beside it: torch, numpy")
+    add("--batch", type=positive(int), help="images per call (default: as the suite says; 1 for networks)")
+    add("--gpu", action="store_true", help="measure on the GPU: device time, cold caches")
+    add("--backend", type=words, metavar="A,B",
+        help="backends; the first is compared with the others (default: cpu, with --gpu raw,numba)")  # fmt: skip
+    add("--peers", type=words, default=(), metavar="A,B",
+        help="to run beside it: torch, onnxruntime, jax, scipy, cupy, numpy, autograd, mygrad, or all")  # fmt: skip
     add("--threads", type=positive(int), help="threads of each library (default: its own choice)")
     add("--budget", type=positive(float), metavar="SECONDS",
-        help="begin no further case after this time; what was skipped is reported "
+        help="begin no further case after this time; the heaviest come first, what was skipped is reported "
         "(default: 210, and 100 more for each further backend or peer)")  # fmt: skip
+    add("--resume", action="store_true", help="go on with the run that the JSON file has the beginning of")
     add("--json", type=Path, default=Path("fastconv-report/results.json"), metavar="PATH", help="default: %(default)s")
     add("--html", type=Path, default=Path("fastconv-report/report.html"), metavar="PATH", help="default: %(default)s")
+    add(
+        "--keep", action="store_true", help="write the results into benchmarks/results/ too, and the pages made of them"
+    )
+    add("--compare", type=Path, nargs=2, metavar=("OLD", "NEW"),
+        help="run nothing: what became faster or slower from one file to the other, as table and HTML")  # fmt: skip
 
 
 def _add_selftest(commands: Any) -> None:
@@ -272,37 +282,81 @@ def _show_selftest(results: list[Any], wrong: list[Any]) -> None:
 
 
 def bench(arguments: argparse.Namespace) -> int:
+    from fastconv.benchmarks import kept, report, results, runner, table
+
+    if arguments.compare:
+        return _compare(arguments)
+    settings, rows = _bench_settings(arguments)
+
+    def save(run: Any) -> dict[str, Any]:
+        doc = results.document(run)
+        results.save(doc, arguments.json)
+        return doc
+
+    with _bar() as progress:
+        task = progress.add_task("starting")
+        run = runner.run(
+            settings, lambda done, total, what: progress.update(task, completed=done, total=total, description=what),
+            rows, save,
+        )  # fmt: skip
+    doc = save(run)
+    arguments.html.write_text(report.render(doc), encoding="utf-8")
+    table.show(doc, _console())
+    print(f"{run.seconds:.0f} s. Report: {arguments.html}  Data: {arguments.json}")
+    if arguments.keep:
+        print(f"Kept: {kept.keep(doc)}")
+    if run.interrupted:
+        return INTERRUPTED
+    return MISMATCH if results.failed(doc) else OK
+
+
+def _bench_settings(arguments: argparse.Namespace) -> tuple[Any, list[Any]]:
+    """The settings of the run, checked, and the rows that it goes on from."""
     from dataclasses import replace
 
     from fastconv import dispatch
-    from fastconv.benchmarks import report, results, runner, table
+    from fastconv.benchmarks import results, runner
+    from fastconv.benchmarks.cases import suite_names
     from fastconv.errors import BackendError
 
+    device = "gpu" if arguments.gpu else "cpu"
+    backends = arguments.backend
+    if backends is None:
+        backends = dispatch.PREFERRED["cuda"] if arguments.gpu else ("cpu",)
     settings = runner.Settings(
-        suites=arguments.suite, passes=arguments.op, dtype=arguments.dtype, layout=arguments.layout,
-        batch=arguments.batch, backends=arguments.backend, peers=arguments.peers, threads=arguments.threads,
+        suites=tuple(suite_names()) if arguments.suite == ("all",) else arguments.suite, passes=arguments.op,
+        dtype=arguments.dtype, layout=arguments.layout, batch=arguments.batch, device=device,
+        backends=backends,
+        peers=arguments.peers, threads=arguments.threads,
     )  # fmt: skip
     try:
         if not settings.cases() or not settings.backends:
             raise UsageError("nothing to run: name at least one suite, pass and backend")
-        budget = arguments.budget or 110.0 + 100.0 * len(settings.contestants())
-        settings = replace(settings, budget=budget)
+        settings = replace(settings, budget=arguments.budget or 110.0 + 100.0 * len(settings.contestants()))
         for name in settings.backends:
             dispatch.get(name)
         for path in (arguments.json, arguments.html):
             path.parent.mkdir(parents=True, exist_ok=True)
+        if not (arguments.resume and arguments.json.exists()):
+            return settings, []
+        return settings, results.continued(results.load(arguments.json), settings)
     except (ValueError, OSError, BackendError) as error:
+        where = f"cannot go on with {arguments.json}: " if arguments.resume and arguments.json.exists() else ""
+        raise UsageError(f"{where}{error}") from error
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    """Two documents side by side; reports, and judges nothing."""
+    from fastconv.benchmarks import compare, results
+    from fastconv.benchmarks.report import render_comparison
+
+    try:
+        old, new = (results.load(path) for path in arguments.compare)
+        arguments.html.parent.mkdir(parents=True, exist_ok=True)
+    except (ValueError, OSError) as error:
         raise UsageError(str(error)) from error
-    with _bar() as progress:
-        task = progress.add_task("starting")
-        run = runner.run(
-            settings, lambda done, total, what: progress.update(task, completed=done, total=total, description=what)
-        )
-    doc = results.document(run)
-    arguments.json.write_text(json.dumps(doc, indent=1))
-    arguments.html.write_text(report.render(doc), encoding="utf-8")
-    table.show(doc, _console())
-    print(f"{run.seconds:.0f} s. Report: {arguments.html}  Data: {arguments.json}")
-    if run.interrupted:
-        return INTERRUPTED
-    return MISMATCH if results.failed(doc) else OK
+    found = compare.compare(old, new)
+    compare.show(found, _console())
+    arguments.html.write_text(render_comparison(found), encoding="utf-8")
+    print(f"Report: {arguments.html}")
+    return OK

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from fastconv import arrays
+from fastconv import arrays, gpu_arrays
 from fastconv.backends.base import OPS, Backend, Launch
 from fastconv.errors import BackendError
 
@@ -25,7 +25,7 @@ MODULES = {"reference": "reference", "cpu": "cpu", "numba": "numba_cuda", "raw":
 PREFERRED = {"numpy": ("cpu", "reference"), "cuda": ("raw", "numba")}
 
 _backends: dict[str, Backend] = {}
-_launches: dict[tuple[str, Any, str], Launch] = {}
+_launches: dict[tuple[str, Any, str, str], Launch] = {}
 _default: str | None = None
 _scoped: ContextVar[str | None] = ContextVar("fastconv_backend", default=None)
 
@@ -144,8 +144,7 @@ def choose(op: str, problem: Any, kind: str, backend: str | None) -> tuple[str, 
 
 def _launch(op: str, problem: Any, name: str, kind: str) -> Launch:
     try:
-        if kind == "numpy":
-            return _launches[op, problem, name]
+        return _launches[op, problem, name, kind]
     except (KeyError, TypeError):
         pass
     chosen = get(name)
@@ -154,27 +153,28 @@ def _launch(op: str, problem: Any, name: str, kind: str) -> Launch:
     if reason := chosen.rejects(op, problem):
         raise BackendError(f"backend {name!r} refuses {op} of {problem}: {reason}")
     launch = chosen.plan(op, problem)
-    return _launches.setdefault((op, problem, name), launch)
+    return _launches.setdefault((op, problem, name, kind), launch)
 
 
-def admit(names: tuple[str, ...], operands: tuple[Any, ...], backend: str | None) -> arrays.Operands:
+def admit(names: tuple[str, ...], operands: tuple[Any, ...], backend: Any) -> arrays.Operands:
     """The arrays of a call; those of a kind that no available backend takes are refused with the reasons."""
     admitted = arrays.admit(names, operands)
     if admitted.kind != "numpy":
-        name = named(backend)
+        name = named(backend.backend if type(backend) is Inquiry else backend)
         reasons = {
             candidate: _unfit(candidate, admitted.kind) for candidate in ((name,) if name else PREFERRED["cuda"])
         }
         if all(reasons.values()):
             raise BackendError("; ".join(f"backend {name!r}: {reason}" for name, reason in reasons.items()))
+        return arrays.take_cuda(admitted)
     return admitted
 
 
 def _unfit(name: str, kind: str) -> str | None:
     backend = get(name)
-    if kind not in backend.kinds:
-        return f"it takes {' and '.join(backend.kinds)} arrays, these are {kind} arrays"
-    return backend.unavailable()
+    if reason := backend.unavailable():
+        return reason
+    return None if kind in backend.kinds else f"it takes {' and '.join(backend.kinds)} arrays, these are {kind} arrays"
 
 
 @dataclass(frozen=True)
@@ -198,7 +198,18 @@ def run(op: str, problem: Any, operands: arrays.Operands, out: Any, backend: Any
     """Choose and execute: the way every public function takes once its problem is built."""
     if type(backend) is Inquiry:
         return Request(op, problem, operands, operands.arrays)
+    if operands.kind == "cuda":
+        with gpu_arrays.on_device_of(operands.arrays[0]):
+            return execute(op, problem, select(op, problem, operands.kind, backend), operands, out)
     return execute(op, problem, select(op, problem, operands.kind, backend), operands, out)
+
+
+def launch(op: str, problem: Any, chosen: Launch, operands: arrays.Operands, out: Any) -> Any:
+    """`execute` on the GPU where the operands lie, if they lie on one."""
+    if operands.kind == "cuda":
+        with gpu_arrays.on_device_of(operands.arrays[0]):
+            return execute(op, problem, chosen, operands, out)
+    return execute(op, problem, chosen, operands, out)
 
 
 def execute(op: str, problem: Any, launch: Launch, operands: arrays.Operands, out: Any = None) -> Any:
@@ -224,19 +235,19 @@ def execute(op: str, problem: Any, launch: Launch, operands: arrays.Operands, ou
     return (wrap(target) if out is None else out), wrap(indices)
 
 
-def target_of(problem: Any, role: str, operands: arrays.Operands, out: Any) -> np.ndarray:
+def target_of(problem: Any, role: str, operands: arrays.Operands, out: Any) -> Any:
     """The array that the result of that role goes to: `out`, once it has been checked, or a new one."""
     dtype = arrays.dtype_of(problem.dtype)
     if out is None:
         return _allocate(problem, role, dtype, operands.arrays[0])
     target = out if type(out) is np.ndarray else None
-    if target is None or operands.wrap is not None:
+    if target is None or operands.wrap is not None or operands.kind != "numpy":
         target = arrays.admit_out(out, operands)
     arrays.check_out(target, problem.shape(role), dtype, operands.arrays)
     return target
 
 
-def _allocate(problem: Any, role: str, dtype: np.dtype, like: np.ndarray) -> np.ndarray:
+def _allocate(problem: Any, role: str, dtype: np.dtype, like: Any) -> Any:
     """A result; an NCHW activation lies in NHWC memory where the first operand, its source, does."""
     follows = problem.order(role) == "NCHW" and like.ndim == len(problem.shape(role)) > 2
-    return arrays.empty(problem.shape(role), dtype, like if follows else None)
+    return arrays.empty(problem.shape(role), dtype, like, follows)

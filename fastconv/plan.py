@@ -131,7 +131,7 @@ class Plan:
         if "w" not in roles:
             raise ShapeError(f"{self._op} has no weights to prepare")
         at = roles.index("w")
-        (view,) = arrays.admit(("w",), (w,)).arrays
+        (view,) = dispatch.admit(("w",), (w,), None).arrays
         if _signature((view,))[0] != self._signature[at]:
             raise ShapeError(f"w must be of the plan's geometry {self._signature[at]}: got {_signature((view,))[0]}")
         if self._launch.prepare is not None:
@@ -150,7 +150,7 @@ class Plan:
         roles = OPS[self._op][0]
         if len(operands) < len(roles):
             operands += (None,) * (len(roles) - len(operands))
-        admitted = arrays.admit(roles, operands)
+        admitted = dispatch.admit(roles, operands, None)
         if _signature(admitted.arrays) != self._signature:
             raise ShapeError(
                 f"this plan is for {self._problem} with arrays of (shape, strides, dtype) {self._signature}: "
@@ -161,7 +161,7 @@ class Plan:
         launch = self._launch
         if self._prepared is not None and any(operand is self._kept for operand in operands):
             launch = self._prepared
-        return dispatch.execute(self._op, self._problem, launch, admitted, out)
+        return dispatch.launch(self._op, self._problem, launch, admitted, out)
 
 
 def _signature(operands: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -56,14 +56,14 @@ def _forward(request: Request, out: Any, backend: str | None) -> Any:
 
 
 def _plain(request: Request, *operands: Any) -> arrays.Operands:
-    """Operands of a step inside a vjp: already NumPy views, or GPU arrays as they came."""
+    """Operands of a step inside a vjp: views already."""
     return arrays.Operands(operands, request.operands.kind, None)
 
 
-def _take_dy(request: Request, dy: Any, shape: tuple[int, ...], dtype: np.dtype) -> Any:
+def _take_dy(request: Request, dy: Any, shape: tuple[int, ...], dtype: np.dtype, backend: str | None) -> Any:
     """dy as a view of the forward's kind, of y's shape, in y's dtype."""
     wrap = request.operands.wrap
-    admitted = dispatch.admit(("dy",), (dy,), None)
+    admitted = dispatch.admit(("dy",), (dy,), backend)
     (view,) = admitted.arrays
     if admitted.kind != request.operands.kind or (admitted.wrap is None) != (wrap is None):
         raise DTypeError(
@@ -100,9 +100,9 @@ def _conv_vjp(request: Request, out: Any, backend: str | None) -> tuple[Any, Pul
     y, saved = _activated_forward(request, out, backend)
 
     def pullback(dy: Any) -> tuple[Any, Any, Any]:
-        grad = _take_dy(request, dy, shape, dtype)
+        grad = _take_dy(request, dy, shape, dtype, backend)
         if problem.activation is not None:
-            grad = activation_grad(problem.activation, grad, saved, backend)
+            grad = activation_grad(problem.activation, grad, saved, request.operands.kind, backend)
         to_x = "conv_fprop" if transposed else "conv_dgrad"
         pair = (x, grad) if transposed else (grad, x)
         dx = dispatch.run(to_x, bare, _plain(request, grad, w, None), None, backend)
@@ -122,7 +122,7 @@ def _activated_forward(request: Request, out: Any, backend: str | None) -> tuple
         saved = dispatch.run(request.op, bare, _plain(request, *request.operands.arrays), None, backend)
         return activate(problem.activation, saved, request.operands, out, backend), saved
     y = _forward(request, out, backend)
-    return y, arrays.to_numpy(y) if request.operands.kind == "numpy" else y
+    return y, arrays.as_view(y, request.operands.kind)
 
 
 def _bias_grad(request: Request, grad: Any, bias: Any, backend: str | None) -> Any:
@@ -138,10 +138,10 @@ def _max_vjp(request: Request, out: Any, backend: str | None) -> tuple[Any, Pull
     """Keeps x and finds the maxima again, or keeps the indices where the caller asked for them."""
     problem, (x,) = request.problem, request.operands.arrays
     y = _forward(request, out, backend)
-    indices = arrays.to_numpy(y[1]) if request.op == "maxpool_indices" else None
+    indices = arrays.as_view(y[1], request.operands.kind) if request.op == "maxpool_indices" else None
 
     def pullback(dy: Any) -> Any:
-        grad = _take_dy(request, dy, problem.shape("y"), x.dtype)
+        grad = _take_dy(request, dy, problem.shape("y"), x.dtype, backend)
         return _give(request, dispatch.run("maxpool_dgrad", problem, _plain(request, grad, x, indices), None, backend))
 
     return y, pullback
@@ -152,7 +152,7 @@ def _avg_vjp(request: Request, out: Any, backend: str | None) -> tuple[Any, Pull
     y = _forward(request, out, backend)
 
     def pullback(dy: Any) -> Any:
-        grad = _take_dy(request, dy, problem.shape("y"), x.dtype)
+        grad = _take_dy(request, dy, problem.shape("y"), x.dtype, backend)
         return _give(request, dispatch.run("avgpool_dgrad", problem, _plain(request, grad), None, backend))
 
     return y, pullback
@@ -163,7 +163,7 @@ def _lp_vjp(request: Request, out: Any, backend: str | None) -> tuple[Any, Pullb
     y = _forward(request, out, backend)
 
     def pullback(dy: Any) -> Any:
-        grad = _take_dy(request, dy, problem.shape("y"), x.dtype)
+        grad = _take_dy(request, dy, problem.shape("y"), x.dtype, backend)
         return _give(request, dispatch.run("lppool_dgrad", problem, _plain(request, grad, x), None, backend))
 
     return y, pullback
@@ -176,7 +176,7 @@ def _unpool_vjp(request: Request, out: Any, backend: str | None) -> tuple[Any, P
     x = _forward(request, out, backend)
 
     def pullback(dx: Any) -> Any:
-        grad = _take_dy(request, dx, problem.shape("x"), y.dtype)
+        grad = _take_dy(request, dx, problem.shape("x"), y.dtype, backend)
         return _give(request, dispatch.run("maxunpool_dgrad", problem, _plain(request, grad, indices), None, backend))
 
     return x, pullback
@@ -239,8 +239,8 @@ def _signal_vjp(
     y = forward(in1, in2, mode, method, out=out, backend=backend)
 
     def pullback(dy: Any) -> tuple[Any, Any]:
-        grad = _take_dy(request, signal.as_operand("dy", dy), problem.out, arrays.dtype_of(problem.dtype))
-        full = np.zeros(problem.full, grad.dtype)
+        grad = _take_dy(request, signal.as_operand("dy", dy), problem.out, arrays.dtype_of(problem.dtype), backend)
+        full = arrays.module_of(grad).zeros(problem.full, grad.dtype)
         full[tuple(slice(s, s + n) for s, n in zip(problem.start, problem.out, strict=True))] = grad
         if problem.flip:  # full[j] = sum of a[j - i] * b[i]
             d1 = signal.correlate(full, b, "valid", method, backend=backend)

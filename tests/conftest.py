@@ -1,22 +1,40 @@
-"""What all tests share: the backends that this machine has, and a profile for hypothesis."""
+"""What all tests share: the backends that can run here, and a profile for hypothesis.
+
+`raw` runs on the host emulator where there is a C++ compiler. On a machine with a GPU, both GPU backends run there
+too, on CuPy arrays; ``-m gpu`` runs those alone.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import hypothesis
 import pytest
 
 import fastconv
+from fastconv.backends.raw import cupy_device
+from fastconv.testing import emulator, gpu
 
-AVAILABLE = [name for name, available, _ in fastconv.backends() if available]
+HAS_GPU = cupy_device.unavailable() is None
+AVAILABLE = ["reference", "cpu", *(["raw"] if emulator.unavailable() is None else [])]
+ON_GPU = [pytest.param(f"{name} on gpu", marks=pytest.mark.gpu) for name in gpu.GPU_BACKENDS if HAS_GPU]
+EMULATED = emulator.EmulatedDevice()
 
 hypothesis.settings.register_profile("fastconv", deadline=None, derandomize=True, max_examples=60, database=None)
 hypothesis.settings.load_profile("fastconv")
 
 
-@pytest.fixture(params=AVAILABLE)
-def backend(request: pytest.FixtureRequest) -> str:
+@pytest.fixture(params=[*AVAILABLE, *ON_GPU])
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     """Every backend that can run here; the same test body runs on each."""
-    return request.param
+    if request.param == "raw":
+        with emulator.using(EMULATED):
+            yield request.param
+    elif request.param.endswith(" on gpu"):
+        with gpu.through_gpu():
+            yield request.param.partition(" ")[0]
+    else:
+        yield request.param
 
 
 @pytest.fixture(autouse=True)
@@ -27,3 +45,42 @@ def own_settings(monkeypatch: pytest.MonkeyPatch):
     yield
     fastconv.set_backend(None)
     fastconv.set_autotune(None)
+
+
+class MadeUp:
+    """Benchmark runs as if they had been measured, for the tests of what is made of them."""
+
+    @staticmethod
+    def measured(seconds, **changes):
+        """An outcome: that time, whatever else `changes` say."""
+        from fastconv.benchmarks.runner import Outcome
+        from fastconv.testing.timing import Timing
+
+        timing = Timing.of([[seconds, seconds * 1.1], [seconds * 0.9, seconds]])
+        figures = {"first": 0.1, "error": 0.3, "tolerance": 1e-5, "warm": seconds, "cold": 2 * seconds, "memory": 2**20}
+        return Outcome(timing=timing, **figures | changes)
+
+    def run_of(self, suites, peers=(), speed=1.0, **changes):
+        """A run: torch half as fast, torch-nhwc equal and without dgrad, onnxruntime a third as fast."""
+        from fastconv.benchmarks.limits import Limits
+        from fastconv.benchmarks.runner import Outcome, Row, Run, Settings
+
+        settings, rows = Settings(suites=suites, peers=peers), []
+        for case in settings.cases():
+            seconds = 1e-6 + case.flops / 50e9 + case.nbytes / 10e9
+            outcomes = {"fastconv.cpu": self.measured(seconds / speed, note="gemm")}
+            if "torch" in peers:
+                outcomes["torch"] = self.measured(2 * seconds)
+                refusal = Outcome("refused", "no <such> call & no other")
+                outcomes["torch-nhwc"] = refusal if case.pass_ == "dgrad" else self.measured(seconds)
+            if "onnxruntime" in peers:
+                refusal = Outcome("refused", "ONNX has no operators for gradients")
+                outcomes["onnxruntime"] = self.measured(3 * seconds) if case.pass_ == "fprop" else refusal
+            rows.append(Row(case, outcomes))
+        contestants = {name: name for name in settings.contestants()}
+        return Run(settings, rows, Limits(100e9, 20e9), contestants, {}, 12.0, **changes)
+
+
+@pytest.fixture(scope="session")
+def made_up() -> MadeUp:
+    return MadeUp()

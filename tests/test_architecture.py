@@ -22,9 +22,10 @@ OUTER = {"testing", "benchmarks", "interop", "cli", "__main__"}  # nothing impor
 ARROWS = {
     "errors": set(),
     "problem": {"errors"},
-    "arrays": {"errors", "problem"},
+    "arrays": {"errors", "problem", "gpu_arrays"},
+    "gpu_arrays": {"errors"},
     "ops": {"errors", "problem", "arrays", "dispatch"},
-    "dispatch": {"errors", "arrays", "problem", "backends"},
+    "dispatch": {"errors", "arrays", "gpu_arrays", "problem", "backends"},
     "vjp": {"errors", "problem", "arrays", "dispatch", "ops"},
     "plan": {"errors", "problem", "arrays", "dispatch", "ops", "backends"},
     "tuning": {"errors", "problem", "dispatch"},

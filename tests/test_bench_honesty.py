@@ -8,8 +8,9 @@ import pytest
 from fastconv import dispatch
 from fastconv.backends.base import Launch
 from fastconv.backends.reference import ReferenceBackend
-from fastconv.benchmarks.cases import build_cases
-from fastconv.benchmarks.peers import Refused
+from fastconv.benchmarks import device, verify
+from fastconv.benchmarks.cases import Case, Layer, build_cases, parse_problem
+from fastconv.benchmarks.peers import Absent, Refused
 from fastconv.benchmarks.peers.library import Library
 from fastconv.benchmarks.peers.numpy_im2col import NumpyIm2col
 from fastconv.benchmarks.runner import Settings, Table
@@ -36,6 +37,12 @@ class Planted(Library):
             return self.cheat(job.run, self.calls)
 
         return replace(job, run=run)
+
+
+@pytest.fixture(autouse=True)
+def small_caches(monkeypatch):
+    """Emptying the caches of a large machine before each cold call takes longer than the tests."""
+    monkeypatch.setitem(device.HOST.__dict__, "_sweep", np.zeros(1000))
 
 
 def outcome_of(contestant, case=FPROP):
@@ -69,6 +76,25 @@ def cached():
     return lambda run, calls: kept.setdefault("y", run())
 
 
+def remembers_shapes():
+    """A cache that knows its problem by shape and first value alone."""
+    kept = {}
+
+    def cheat(run, calls):
+        y = run()
+        return kept.setdefault((y.shape, float(abs(y).reshape(-1)[0]) > -1), y)
+
+    return cheat
+
+
+def counts_in_float16(run, calls):
+    return run().astype(np.float16).astype(np.float32)
+
+
+def transposed(run, calls):
+    return np.ascontiguousarray(np.swapaxes(run(), -1, -2))
+
+
 def raises(run, calls):
     raise FloatingPointError("out of tiles")
 
@@ -88,6 +114,10 @@ def raises_later(run, calls):
         (lazy_when_warm, "wrong", "wrong values on the timed data"),
         (poisoned, "wrong", "got nan"),
         (cached(), "wrong", "wrong values on other data than was timed"),
+        (remembers_shapes(), "wrong", "wrong values on other data than was timed"),
+        (counts_in_float16, "wrong", "wrong values on the timed data"),
+        (transposed, "wrong", "wrong values on the timed data"),
+        (lambda run, calls: None, "failed", "NoneType"),
         (lambda run, calls: run().astype(np.float64), "wrong", "wrong dtype float64"),
         (lambda run, calls: run()[..., :-1], "wrong", "wrong shape"),
         (raises, "failed", "out of tiles"),
@@ -96,8 +126,10 @@ def raises_later(run, calls):
 )
 def test_no_time_for_a_wrong_answer(cheat, status, reason):
     outcome = outcome_of(Planted(cheat))
-    assert (outcome.status, outcome.timing, outcome.first) == (status, None, None)
+    assert outcome.status == status
     assert reason in outcome.reason
+    for figure in ("timing", "first", "host", "warm", "cold", "memory"):
+        assert getattr(outcome, figure) is None
 
 
 def test_an_honest_kernel_is_timed():
@@ -106,6 +138,11 @@ def test_an_honest_kernel_is_timed():
     assert outcome.timing.median > 0
     assert len(outcome.timing.blocks) == QUICK.rounds
     assert 0 <= outcome.error <= 1
+    assert outcome.tolerance > 0
+    assert outcome.warm == outcome.timing.median
+    assert outcome.cold > 0
+    assert outcome.memory is None or outcome.memory >= 0
+    assert outcome.checked == "all"
 
 
 def test_a_gradient_sent_to_the_wrong_place():
@@ -186,3 +223,73 @@ def test_fastconv_is_held_to_its_promise_and_others_to_rounding():
     drifted = (expectation.expected[AFTER] + 2 * allowed).astype(np.float32)
     assert expectation.check(AFTER, drifted, own=False).ok
     assert not expectation.check(AFTER, drifted, own=True).ok
+
+
+# ---------------------------------------------------------------- cases that are checked in part
+
+PARTLY = [
+    ("conv", "fprop", "conv2d n=40 c=4 size=9 k=6 ksize=3 pad=1"),
+    ("conv", "dgrad", "conv2d n=40 c=4 size=9 k=6 ksize=3 stride=2 layout=NHWC"),
+    ("conv", "wgrad", "conv2d n=4 c=4 size=9 k=60 ksize=3 pad=1"),
+    ("conv", "fprop", "conv2d n=1 c=4 size=9 k=60 ksize=3 pad=1"),
+    ("conv", "dgrad", "conv2d n=2 c=40 size=9 k=6 ksize=3 pad=1"),
+    ("maxpool", "fprop", "pool2d n=1 c=40 size=9 ksize=2"),
+    ("conv", "fprop", "conv2d n=1 c=40 size=9 k=40 ksize=3 pad=1 groups=20"),
+    ("conv", "wgrad", "conv2d n=4 c=80 size=9 k=40 ksize=3 pad=1 groups=20"),
+    ("convtranspose", "fprop", "conv2d n=40 c=4 size=8 k=6 ksize=2 stride=2"),
+    ("maxpool", "dgrad", "pool2d n=40 c=4 size=9 ksize=3 stride=2"),
+    ("avgpool", "fprop", "pool2d n=40 c=4 size=9 bins=1"),
+]
+
+
+def case_of(family, pass_, text):
+    return Case(Layer("large", "large", "layer", 1, family, text), pass_, parse_problem(text, family))
+
+
+@pytest.mark.parametrize(("family", "pass_", "text"), PARTLY)
+def test_a_large_case_is_checked_in_part(monkeypatch, family, pass_, text):
+    """The part is right where the whole is, and what is wrong everywhere, or in the last image, has no time."""
+    case = case_of(family, pass_, text)
+    monkeypatch.setattr(verify, "WHOLE_FLOPS", case.flops // 5)
+    monkeypatch.setattr(verify, "WHOLE_ELEMENTS", case.elements // 5)
+    outcome = outcome_of(Planted(lambda run, calls: run()), case)
+    assert (outcome.status, outcome.reason) == ("ok", "")
+    by_image = pass_ != "wgrad" and case.problem.N > 2
+    assert outcome.checked.endswith("images" if by_image else "channels")
+    assert 3 <= int(outcome.checked.split()[0]) < max(case.problem.dims(case.result)[:2])
+    assert outcome_of(Planted(lambda run, calls: -run()), case).status == "wrong"
+
+    def last_is_missing(run, calls):
+        y = run()
+        y[-1 if by_image or case.result == "w" else (slice(None), -1)] = 0
+        return y
+
+    assert outcome_of(Planted(last_is_missing), case).status == "wrong"
+
+
+def test_a_small_case_is_checked_as_a_whole():
+    assert verify.part(FPROP) is None
+    assert verify.part(case_of("conv", "fprop", "conv2d n=300 c=64 size=56 k=64 ksize=3 pad=1")) is not None
+
+
+def test_the_data_of_a_huge_case_repeats_itself(monkeypatch):
+    case = case_of("conv", "fprop", "conv2d n=40 c=4 size=9 k=6 ksize=3 pad=1")
+    monkeypatch.setattr(verify, "WHOLE_ELEMENTS", 10)
+    x = operands(case, BEFORE)["x"]
+    assert x.shape == case.problem.dims("x")
+    assert (x[7:14] == x[:7]).all()
+    assert not (x[0] == x[1]).any()
+
+
+def test_more_than_32_bits_are_for_a_gpu():
+    huge = next(case for case in build_cases(["huge"], ("fprop",)) if case.layer.name == "1x1")
+    with pytest.raises(Refused, match="on a GPU only"):
+        Seat("right", Library("reference")).prepare(huge)
+
+
+def test_an_emulated_gpu_is_not_measured(monkeypatch):
+    """Times of kernels that run on the CPU for debugging would be called a GPU's."""
+    monkeypatch.setattr(ReferenceBackend, "name", "raw")
+    monkeypatch.setitem(dispatch._backends, "raw", ReferenceBackend())
+    with pytest.raises(Absent, match="only an emulated GPU is here"):
+        Library("raw").version()

@@ -93,7 +93,7 @@ def test_a_stopped_process_is_stopped(seat):
 
 
 def test_a_run_reports_who_was_not_there(monkeypatch):
-    monkeypatch.setattr(runner, "_limits", lambda settings: None)
+    monkeypatch.setattr(runner, "_limits", lambda settings, seats: None)
     monkeypatch.setattr(Settings, "contestants", lambda self: ["fastconv.reference", "nowhere:Nobody"])
     found = run(Settings(suites=("tiny",), passes=("fprop",), warm=0.0, block=0.0, rewarm=0.0, rounds=1))
     assert "No module named 'nowhere'" in found.absent["nowhere:Nobody"]
@@ -102,7 +102,7 @@ def test_a_run_reports_who_was_not_there(monkeypatch):
 
 
 def test_what_the_budget_leaves_out_is_skipped(monkeypatch):
-    monkeypatch.setattr(runner, "_limits", lambda settings: None)
+    monkeypatch.setattr(runner, "_limits", lambda settings, seats: None)
     found = run(Settings(suites=("tiny",), backends=("reference",), budget=0.0))
     assert {outcome.status for row in found.rows for outcome in row.outcomes.values()} == {"skipped"}
     assert "the budget of 0 s" in found.rows[0].outcomes["fastconv.reference"].reason
@@ -110,6 +110,10 @@ def test_what_the_budget_leaves_out_is_skipped(monkeypatch):
 
 def test_names_of_peers():
     assert peer_names(["torch", "numpy"]) == ["torch", "torch-nhwc", "numpy"]
-    with pytest.raises(ValueError, match="no peer 'abacus': the peers are torch, numpy"):
+    assert peer_names(["torch", "jax"], "gpu") == ["torch-cuda", "torch-cuda-nhwc", "jax-cuda"]
+    assert {"onnxruntime", "scipy", "cupyx", "autograd", "mygrad"} < set(peer_names(["all"]))
+    with pytest.raises(ValueError, match="no peer 'abacus': the peers are torch, onnxruntime, jax"):
         peer_names(["abacus"])
+    with pytest.raises(ValueError, match="onnxruntime is no peer on a GPU"):
+        peer_names(["onnxruntime"], "gpu")
     assert make("fastconv.reference").version().endswith("backend reference")

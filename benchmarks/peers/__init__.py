@@ -8,29 +8,54 @@ from fastconv.benchmarks.peers.base import Absent, Contestant, Job, Refused
 
 __all__ = ["PEERS", "Absent", "Contestant", "Job", "Refused", "make", "peer_names"]
 
-#: What a name given to ``--peers`` stands for. Layouts are peers of their own: each is timed by itself.
-PEERS = {"torch": ("torch", "torch-nhwc"), "numpy": ("numpy",)}
+#: What a name given to ``--peers`` stands for, on a CPU and on a GPU. A layout is a peer of its own, timed by itself.
+PEERS: dict[str, dict[str, tuple[str, ...]]] = {
+    "torch": {"cpu": ("torch", "torch-nhwc"), "gpu": ("torch-cuda", "torch-cuda-nhwc")},
+    "onnxruntime": {"cpu": ("onnxruntime",)},
+    "jax": {"cpu": ("jax",), "gpu": ("jax-cuda",)},
+    "scipy": {"cpu": ("scipy",)},
+    "cupy": {"cpu": ("cupyx",), "gpu": ("cupyx",)},
+    "numpy": {"cpu": ("numpy",)},
+    "autograd": {"cpu": ("autograd",)},
+    "mygrad": {"cpu": ("mygrad",)},
+}
 
+_HERE = "fastconv.benchmarks.peers."
 _ADAPTERS = {
-    "fastconv": "fastconv.benchmarks.peers.library:Library",
-    "torch": "fastconv.benchmarks.peers.pytorch:Torch",
-    "torch-nhwc": "fastconv.benchmarks.peers.pytorch:TorchChannelsLast",
-    "numpy": "fastconv.benchmarks.peers.numpy_im2col:NumpyIm2col",
+    "fastconv": f"{_HERE}library:Library",
+    "torch": f"{_HERE}pytorch:Torch",
+    "torch-nhwc": f"{_HERE}pytorch:TorchChannelsLast",
+    "torch-cuda": f"{_HERE}pytorch:TorchCuda",
+    "torch-cuda-nhwc": f"{_HERE}pytorch:TorchCudaChannelsLast",
+    "onnxruntime": f"{_HERE}onnx_runtime:OnnxRuntime",
+    "jax": f"{_HERE}jax_xla:Jax",
+    "jax-cuda": f"{_HERE}jax_xla:JaxCuda",
+    "scipy": f"{_HERE}scipy_signal:Scipy",
+    "cupyx": f"{_HERE}scipy_signal:Cupyx",
+    "numpy": f"{_HERE}numpy_im2col:NumpyIm2col",
+    "autograd": f"{_HERE}hips_autograd:Autograd",
+    "mygrad": f"{_HERE}my_grad:MyGrad",
 }
 
 
-def peer_names(words: list[str]) -> list[str]:
-    """The contestants that the words of ``--peers`` stand for.
+def peer_names(words: list[str], device: str = "cpu") -> list[str]:
+    """The contestants that the words of ``--peers`` stand for; "all" is every one of that device.
 
     Raises
     ------
     ValueError
-        For an unknown word.
+        For an unknown word, and for a library that has no adapter for the device.
     """
+    words = [each for word in words for each in (PEERS if word == "all" else (word,))]
+    names = []
     for word in words:
         if word not in PEERS and word not in _ADAPTERS:
-            raise ValueError(f"there is no peer {word!r}: the peers are {', '.join(PEERS)}")
-    return list(dict.fromkeys(name for word in words for name in PEERS.get(word, (word,))))
+            raise ValueError(f"there is no peer {word!r}: the peers are {', '.join(PEERS)}, or all of them: all")
+        found = PEERS.get(word, {device: (word,)}).get(device, ())
+        if not found and len(words) < len(PEERS):
+            raise ValueError(f"{word} is no peer on a {device.upper()}")
+        names += found
+    return list(dict.fromkeys(names))
 
 
 def make(name: str) -> Contestant:

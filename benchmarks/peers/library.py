@@ -6,61 +6,107 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+import numba
 import numpy as np
 
 import fastconv
 from fastconv import arrays, dispatch
+from fastconv.benchmarks import cuda
 from fastconv.benchmarks.cases import Case
-from fastconv.benchmarks.peers.base import Absent, Job, Refused
+from fastconv.benchmarks.device import HOST, Queue
+from fastconv.benchmarks.peers.base import Absent, Contestant, Job, Refused
 from fastconv.errors import BackendError
-from fastconv.problem import ConvProblem
+from fastconv.problem import ConvProblem, PoolProblem, SignalProblem
 from fastconv.testing.cases import pool_arguments, to_user
 
 Array = np.ndarray
 
 
-class Library:
+class Library(Contestant):
     """One backend of fastconv."""
 
     def __init__(self, backend: str):
         self.backend = backend
+        self.on_gpu = backend in dispatch.PREFERRED["cuda"] and cuda.missing() is None
+        self.device = Queue(cuda.CupyStream()) if self.on_gpu else HOST
 
     def version(self) -> str:
         available = {name: (ok, reason) for name, ok, reason in fastconv.backends()}
         ok, reason = available.get(self.backend, (False, f"there is no backend {self.backend!r}"))
         if not ok:
             raise Absent(reason)
-        return f"fastconv {fastconv.__version__}, backend {self.backend}"
+        if self.backend in dispatch.PREFERRED["cuda"] and not self.on_gpu:
+            raise Absent(f"only an emulated GPU is here, whose times mean nothing ({cuda.missing()})")
+        where = f", {cuda.CupyStream.name()}" if self.on_gpu else ""
+        return f"fastconv {fastconv.__version__}, backend {self.backend}{where}"
 
-    def place(self, case: Case, role: str, array: Array) -> Array:
-        return to_user(case.problem, role, array)
+    def place(self, case: Case, role: str, array: Array) -> Any:
+        return self.device.put(_as_user(case, role, array))
 
-    def write(self, case: Case, role: str, operand: Array, array: Array) -> None:
-        operand[...] = to_user(case.problem, role, array)
+    def write(self, case: Case, role: str, operand: Any, array: Array) -> None:
+        operand[...] = self.device.put(_as_user(case, role, array))
 
-    def bind(self, case: Case, given: Sequence[Array]) -> Job:
+    def bind(self, case: Case, given: Sequence[Any]) -> Job:
         problem = case.problem
         try:
-            _, launch = dispatch.choose(case.op, problem, "numpy", self.backend)
+            _, launch = dispatch.choose(case.op, problem, "cuda" if self.on_gpu else "numpy", self.backend)
         except BackendError as error:
             raise Refused(str(error)) from error
-        call = _call(case, list(given), self.backend)
-        return Job(call, lambda y: arrays.canonical(problem, case.result, y), launch.algorithm)
+        keeps = None if self.on_gpu else launch.workspace * numba.get_num_threads()
+        return Job(_call(case, list(given), self.backend), partial(_read, case), launch.algorithm, keeps)
 
 
-def _call(case: Case, given: list[Array], backend: str) -> partial[Any]:
+def _as_user(case: Case, role: str, array: Array) -> Array:
+    return array if isinstance(case.problem, SignalProblem) else to_user(case.problem, role, array)
+
+
+def _read(case: Case, result: Any) -> Array:
+    host = result.get() if hasattr(result, "get") else result
+    return arrays.canonical(case.problem, case.result, host)
+
+
+def _call(case: Case, given: list[Any], backend: str) -> partial[Any]:
     """The public call of a case, its arguments bound."""
-    problem, suffix = case.problem, f"{case.problem.ndim}d"
+    problem = case.problem
     if isinstance(problem, ConvProblem):
-        window = problem.window
-        name = f"conv{suffix}" if case.pass_ == "fprop" else f"conv{suffix}_{case.pass_}"
-        shape = {"fprop": (), "dgrad": (problem.shape("x"),), "wgrad": (problem.shape("w"),)}[case.pass_]
+        return _conv(case, problem, given, backend)
+    if isinstance(problem, PoolProblem):
+        return _pool(case, problem, given, backend)
+    function = fastconv.convolve if problem.flip else fastconv.correlate
+    return partial(function, *given, problem.mode, problem.method, backend=backend)
+
+
+def _conv(case: Case, problem: ConvProblem, given: list[Any], backend: str) -> partial[Any]:
+    window, suffix, pass_ = problem.window, f"{problem.ndim}d", case.op.removeprefix("conv_")
+    options = {
+        "stride": window.stride, "padding": window.pad, "dilation": window.dilation, "groups": problem.groups,
+        "layout": problem.layout, "weight_layout": problem.weight_layout, "precision": problem.precision,
+        "backend": backend,
+    }  # fmt: skip
+    if case.layer.family == "convtranspose" and pass_ == "dgrad":
         return partial(
-            getattr(fastconv, name), *given, *shape, stride=window.stride, padding=window.pad,
-            dilation=window.dilation, groups=problem.groups, layout=problem.layout,
-            weight_layout=problem.weight_layout, precision=problem.precision, backend=backend,
-        )  # fmt: skip
-    kind, arguments = case.layer.family.removesuffix("pool"), pool_arguments(problem) | {"backend": backend}
+            getattr(fastconv, f"conv_transpose{suffix}"), *given, output_padding=output_padding(problem), **options
+        )
+    if pass_ == "fprop":
+        return partial(getattr(fastconv, f"conv{suffix}"), *given, **options)
+    shape = problem.shape(case.result)
+    return partial(getattr(fastconv, f"conv{suffix}_{pass_}"), *given, shape, **options)
+
+
+def output_padding(problem: ConvProblem) -> tuple[int, ...]:
+    """What a transposed convolution adds at the high end to reach the extents of x."""
+    window = problem.window
+    return tuple(
+        n - ((m - 1) * s + e - low - high)
+        for n, m, s, e, (low, high) in zip(
+            problem.size, problem.out, window.stride, window.extent, window.pad, strict=True
+        )
+    )
+
+
+def _pool(case: Case, problem: PoolProblem, given: list[Any], backend: str) -> partial[Any]:
+    kind, suffix = case.layer.family.removesuffix("pool"), f"{problem.ndim}d"
+    arguments = pool_arguments(problem) | {"backend": backend}
     if kind == "avg" and problem.window is not None:
         arguments |= {"count_include_pad": problem.count_include_pad, "divisor": problem.divisor}
     if problem.window is None:
@@ -72,10 +118,17 @@ def _call(case: Case, given: list[Array], backend: str) -> partial[Any]:
     return partial(getattr(fastconv, f"{kind}_pool{suffix}_dgrad"), *given, **arguments)
 
 
-def _adaptive_call(name: str, case: Case, given: list[Array], arguments: dict[str, Any]) -> partial[Any]:
+def _adaptive_call(name: str, case: Case, given: list[Any], arguments: dict[str, Any]) -> partial[Any]:
     """Adaptive pooling has no dgrad function: its gradient is the pullback of its vjp."""
     if case.pass_ == "fprop":
         return partial(getattr(fastconv, name), *given, **arguments)
-    dy, x = given if len(given) == 2 else (given[0], np.zeros(case.problem.shape("x"), given[0].dtype))
+    if len(given) == 1:  # an average's gradient needs x for its shape alone
+        given.append(arrays_like(given[0], case.problem.shape("x")))
+    dy, x = given
     _, pullback = getattr(fastconv, f"{name}_vjp")(x, **arguments)
     return partial(pullback, dy)
+
+
+def arrays_like(array: Any, shape: tuple[int, ...]) -> Any:
+    """Zeros of another shape in the same library."""
+    return np.zeros_like(array, shape=shape)  # CuPy's arrays answer NumPy's call

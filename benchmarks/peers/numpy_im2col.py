@@ -8,8 +8,8 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from fastconv.benchmarks.cases import Case
-from fastconv.benchmarks.peers.base import Job, Refused
-from fastconv.problem import ConvProblem, Window
+from fastconv.benchmarks.peers.base import Contestant, Job, Refused
+from fastconv.problem import ConvProblem, SignalProblem, Window
 
 Array = np.ndarray
 
@@ -45,27 +45,23 @@ def conv_wgrad(problem: ConvProblem, dy: Array, x: Array) -> Array:
     return np.concatenate(parts, 0)
 
 
-class NumpyIm2col:
+class NumpyIm2col(Contestant):
     """Forward passes and weight gradients; a gradient to the input takes more than ten lines."""
 
     def version(self) -> str:
         return f"numpy {np.__version__} (im2col)"
 
-    def place(self, case: Case, role: str, array: Array) -> Array:
-        return array.copy()
-
-    def write(self, case: Case, role: str, operand: Array, array: Array) -> None:
-        operand[...] = array
-
     def bind(self, case: Case, given: Sequence[Array]) -> Job:
         problem = case.problem
         if isinstance(problem, ConvProblem):
-            if case.pass_ == "dgrad":
+            if case.op == "conv_dgrad":
                 raise Refused("im2col has no plain NumPy form of the gradient to the input")
             if problem.dtype in ("float16", "bfloat16"):
                 raise Refused(f"NumPy's matrix product does not accumulate {problem.dtype} in float32")
-            solve = conv_fprop if case.pass_ == "fprop" else conv_wgrad
+            solve = conv_fprop if case.op == "conv_fprop" else conv_wgrad
             return Job(lambda: solve(problem, *given), lambda y: y, "im2col + matrix product")
+        if isinstance(problem, SignalProblem):
+            raise Refused("NumPy correlates 1-D arrays only")
         window = problem.window
         if case.pass_ != "fprop" or window is None or window.rounding == "ceil":
             raise Refused("only forward pooling over regular windows is written in plain NumPy")

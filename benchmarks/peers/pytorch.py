@@ -1,4 +1,4 @@
-"""PyTorch on the CPU (oneDNN), in its two memory formats."""
+"""PyTorch in its two memory formats, on the CPU (oneDNN) and on a GPU (cuDNN)."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ import numpy as np
 
 from fastconv import arrays
 from fastconv.benchmarks.cases import Case
-from fastconv.benchmarks.peers.base import Absent, Job, Refused
-from fastconv.problem import ConvProblem, Ints, PoolProblem, Window
+from fastconv.benchmarks.cuda import TorchStream
+from fastconv.benchmarks.device import Queue
+from fastconv.benchmarks.peers.base import Absent, Contestant, Job, Refused, symmetric
+from fastconv.benchmarks.peers.library import output_padding
+from fastconv.problem import ConvProblem, PoolProblem, SignalProblem
 
 Array = np.ndarray
 
@@ -28,10 +31,11 @@ def to_numpy(tensor: Any) -> Array:
     return arrays.to_numpy(tensor.detach())
 
 
-class Torch:
-    """Contiguous NCHW tensors."""
+class Torch(Contestant):
+    """Contiguous NCHW tensors on the CPU."""
 
     channels_last = False
+    where = "cpu"
 
     def version(self) -> str:
         try:
@@ -44,7 +48,7 @@ class Torch:
     def place(self, case: Case, role: str, array: Array) -> Any:
         import torch
 
-        tensor = to_torch(array.copy())
+        tensor = to_torch(array.copy()).to(self.where)
         if self.channels_last and array.ndim in (4, 5):
             form = torch.channels_last if array.ndim == 4 else torch.channels_last_3d
             return tensor.contiguous(memory_format=form)
@@ -56,11 +60,16 @@ class Torch:
     def bind(self, case: Case, given: Sequence[Any]) -> Job:
         import torch
 
-        if self.channels_last and case.problem.ndim == 1:
+        problem = case.problem
+        if isinstance(problem, SignalProblem):
+            raise Refused("PyTorch has no correlation of one array with another")
+        if self.channels_last and problem.ndim == 1:
             raise Refused("PyTorch has no channels_last format for 1-D")
         torch.set_grad_enabled(False)
-        call = _conv if isinstance(case.problem, ConvProblem) else _pool
-        return Job(call(case, case.problem, list(given)), to_numpy)  # type: ignore[operator]
+        call = (
+            _conv(case, problem, list(given)) if isinstance(problem, ConvProblem) else _pool(case, problem, list(given))
+        )
+        return Job(call, to_numpy)
 
 
 class TorchChannelsLast(Torch):
@@ -69,26 +78,54 @@ class TorchChannelsLast(Torch):
     channels_last = True
 
 
-def _pads(window: Window) -> list[int]:
-    if any(low != high for low, high in window.pad):
-        raise Refused("PyTorch pads both sides alike")
-    return [low for low, _ in window.pad]
+class TorchCuda(Torch):
+    """Contiguous NCHW tensors on a GPU. cuDNN tries its algorithms and keeps the fastest; no TF32 unless asked for."""
+
+    where = "cuda"
+
+    def __init__(self) -> None:
+        self.device = Queue(TorchStream())
+
+    def version(self) -> str:
+        super().version()
+        import torch
+
+        if not torch.cuda.is_available():
+            raise Absent("PyTorch has no CUDA GPU here")
+        form = "channels_last" if self.channels_last else "contiguous NCHW"
+        name, cudnn = torch.cuda.get_device_name(), torch.backends.cudnn.version()
+        return f"torch {torch.__version__}, cuDNN {cudnn} (benchmark=True), {form}, {name}"
+
+    def bind(self, case: Case, given: Sequence[Any]) -> Job:
+        import torch
+
+        torch.backends.cudnn.benchmark = True
+        torch.backends.cudnn.allow_tf32 = getattr(case.problem, "precision", None) == "tf32"
+        return super().bind(case, given)
+
+
+class TorchCudaChannelsLast(TorchCuda):
+    """NHWC memory under the same NCHW axes, on a GPU."""
+
+    channels_last = True
 
 
 def _conv(case: Case, problem: ConvProblem, given: list[Any]) -> Callable[[], Any]:
     import torch
 
-    window = problem.window
-    pads = _pads(window)
-    if case.pass_ == "fprop":
+    window, pass_ = problem.window, case.op.removeprefix("conv_")
+    pads = symmetric(window.pad, "PyTorch")
+    if case.layer.family == "convtranspose" and pass_ == "dgrad":
+        transposed = getattr(torch.nn.functional, f"conv_transpose{problem.ndim}d")
+        more = output_padding(problem)
+        return partial(transposed, *given, None, window.stride, pads, more, problem.groups, window.dilation)
+    if pass_ == "fprop":
         forward = getattr(torch.nn.functional, f"conv{problem.ndim}d")
         return partial(forward, *given, None, window.stride, pads, window.dilation, problem.groups)
-    wanted = [case.pass_ == "dgrad", case.pass_ == "wgrad", False]
-    dy, x, w = (
-        (given[0], torch.empty(problem.dims("x"), dtype=given[0].dtype), given[1])
-        if case.pass_ == "dgrad"
-        else (given[0], given[1], torch.empty(problem.dims("w"), dtype=given[0].dtype))
-    )
+    wanted = [pass_ == "dgrad", pass_ == "wgrad", False]
+    dy, other = given
+    absent = dy.new_empty(problem.dims(case.result))  # of what is not asked for, only the shape counts
+    x, w = (absent, other) if pass_ == "dgrad" else (other, absent)
     if given[0].is_contiguous(memory_format=torch.channels_last) and not given[0].is_contiguous():
         x, w = (tensor.contiguous(memory_format=torch.channels_last) for tensor in (x, w))
     backward = partial(
@@ -102,45 +139,44 @@ def _conv(case: Case, problem: ConvProblem, given: list[Any]) -> Callable[[], An
 def _pool(case: Case, problem: PoolProblem, given: list[Any]) -> Callable[[], Any]:
     import torch
 
-    functions, aten = torch.nn.functional, torch.ops.aten
-    kind, nd = case.layer.family.removesuffix("pool"), problem.ndim
-    if problem.window is None:
-        return _adaptive(case, problem.out, given)
-    window, pads = problem.window, _pads(problem.window)
+    kind, nd, window = case.layer.family.removesuffix("pool"), problem.ndim, problem.window
+    if window is None:
+        adaptive = getattr(torch.nn.functional, f"adaptive_{kind}_pool{nd}d")
+        return _either(case, given, lambda x: adaptive(x, problem.out))
+    pads, ceil = symmetric(window.pad, "PyTorch"), window.rounding == "ceil"
     if window.rounding == "exact":
         raise Refused("PyTorch has no exact rounding")
-    ceil = window.rounding == "ceil"
-    if case.pass_ == "fprop" and kind == "max":
-        forward = getattr(functions, f"max_pool{nd}d")
-        return partial(forward, *given, window.ksize, window.stride, pads, window.dilation, ceil)
-    if kind == "avg" and (nd == 1 or max(window.dilation) > 1):
-        raise Refused("PyTorch has no dilated average pooling, and no separate gradient of the 1-D one")
-    if case.pass_ == "fprop":
-        forward = getattr(functions, f"avg_pool{nd}d")
-        return partial(
-            forward, *given, window.ksize, window.stride, pads, ceil, problem.count_include_pad, problem.divisor
-        )
-    if nd == 1:
-        raise Refused("PyTorch has no separate gradient of 1-D pooling")
+    pool = getattr(torch.nn.functional, f"{kind}_pool{nd}d")
     if kind == "max":
-        dy, x = given
-        geometry = [list(window.ksize), list(window.stride), pads, list(window.dilation), ceil]
-        _, indices = getattr(aten, f"max_pool{nd}d_with_indices")(x, *geometry)
-        return partial(getattr(aten, f"max_pool{nd}d_with_indices_backward"), dy, x, *geometry, indices)
-    x = torch.empty(problem.dims("x"), dtype=given[0].dtype)
-    return partial(
-        getattr(aten, f"avg_pool{nd}d_backward"), *given, x, list(window.ksize), list(window.stride), pads, ceil,
-        problem.count_include_pad, problem.divisor,
-    )  # fmt: skip
+        if case.pass_ == "dgrad" and nd > 1:
+            return _max_dgrad(problem, given, ceil)
+        return _either(case, given, lambda x: pool(x, window.ksize, window.stride, pads, window.dilation, ceil))
+    if max(window.dilation) > 1 or (nd == 1 and problem.divisor is not None):
+        raise Refused("PyTorch has no dilated average pooling, and no divisor of the 1-D one")
+    options = [ceil, problem.count_include_pad, *([] if nd == 1 else [problem.divisor])]
+    return _either(case, given, lambda x: pool(x, window.ksize, window.stride, pads, *options))
 
 
-def _adaptive(case: Case, bins: Ints, given: list[Any]) -> Callable[[], Any]:
+def _max_dgrad(problem: PoolProblem, given: list[Any], ceil: bool) -> Callable[[], Any]:
+    """The gradient as its formula calls it, with the indices that the forward pass kept."""
     import torch
 
-    nd, kind = len(bins), case.layer.family.removesuffix("pool")
+    window, (dy, x), name = problem.window, given, f"max_pool{problem.ndim}d_with_indices"
+    assert window is not None
+    pads = [low for low, _ in window.pad]
+    geometry = [list(window.ksize), list(window.stride), pads, list(window.dilation), ceil]
+    _, indices = getattr(torch.ops.aten, name)(x, *geometry)
+    return partial(getattr(torch.ops.aten, f"{name}_backward"), dy, x, *geometry, indices)
+
+
+def _either(case: Case, given: list[Any], forward: Callable[[Any], Any]) -> Callable[[], Any]:
+    """The forward pass, or its gradient by autograd: the graph is made once, and only its way back is timed."""
+    import torch
+
     if case.pass_ == "fprop":
-        return partial(getattr(torch.nn.functional, f"adaptive_{kind}_pool{nd}d"), *given, bins)
-    if kind == "max" or nd == 1:
-        raise Refused("the gradient of this adaptive pooling is not measured in PyTorch")
-    backward = getattr(torch.ops.aten, f"_adaptive_avg_pool{nd}d_backward")
-    return partial(backward, *given, torch.empty(case.problem.dims("x"), dtype=given[0].dtype))
+        return partial(forward, *given)
+    dy = given[0]
+    with torch.enable_grad():
+        x = (given[1] if len(given) == 2 else dy.new_zeros(case.problem.dims("x"))).requires_grad_()
+        y = forward(x)
+    return lambda: torch.autograd.grad(y, x, dy, retain_graph=True)[0]

@@ -1,5 +1,6 @@
-"""The HTML report of a benchmark run: one page that needs nothing else."""
+"""The HTML reports of a benchmark run and of a comparison: pages that need nothing else."""
 
+from fastconv.benchmarks.report.diff import render_comparison
 from fastconv.benchmarks.report.page import render
 
-__all__ = ["render"]
+__all__ = ["render", "render_comparison"]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastconv.benchmarks.report.svg import Scale, Svg, fits, short
+from fastconv.benchmarks.regimes import GOALS
+from fastconv.benchmarks.report.svg import Scale, Svg, clipped, column, fits, short
 from fastconv.benchmarks.results import GROUPS, Document
 from fastconv.benchmarks.table import percent, ratio, seconds
 
@@ -50,13 +51,6 @@ def roofline(doc: Document, width: float) -> str:
         [(x(i), y(min(peak, i * bandwidth))) for i in (max(x.low, y.low / bandwidth), max(x.low, ridge), x.high)],
         "roof",
     )
-    svg.text(x.end - 4, y(peak) - 6, f"matrix product {peak:.0f} GFLOP/s", "note", "end")
-    middle = (max(x.low, y.low / bandwidth) * ridge) ** 0.5
-    label, at = f"copy {bandwidth:.0f} GB/s", (x(middle), y(middle * bandwidth))
-    if fits(label, at[0] - x.start):
-        svg.text(at[0] - 10, at[1] - 8, label, "note", "end")
-    else:
-        svg.text(at[0] + 10, at[1] + 16, label, "note")
     for row, i in zip(rows, intensity, strict=True):
         if (peer := best_peer(doc, row)) is not None:
             svg.dot(x(i), y(peer[1]["gflops"]), 3.5, "ring", f"{_name(row)}: {peer[0]} {peer[1]['gflops']:.1f} GFLOP/s")
@@ -64,6 +58,13 @@ def roofline(doc: Document, width: float) -> str:
         mine = subject_of(doc, row)
         tip = f"{_name(row)}: {mine['gflops']:.1f} GFLOP/s, {mine['gbps']:.1f} GB/s, {percent(mine['fraction'])}"
         svg.dot(x(i), y(mine["gflops"]), 4.5, f"dot {colour(row['group'])}", tip)
+    svg.text(x.end - 4, y(peak) - 6, f"matrix product {peak:.0f} GFLOP/s", "note", "end")
+    middle = (max(x.low, y.low / bandwidth) * ridge) ** 0.5
+    label, at = f"copy {bandwidth:.0f} GB/s", (x(middle), y(middle * bandwidth))
+    if fits(label, at[0] - x.start):
+        svg.text(at[0] - 10, at[1] - 8, label, "note", "end")
+    else:
+        svg.text(at[0] + 10, at[1] + 16, label, "note")
     return str(svg)
 
 
@@ -88,16 +89,23 @@ def _name(row: Row) -> str:
 # ---------------------------------------------------------------- bars per network
 
 
-def regimes(doc: Document) -> list[str]:
-    return list(dict.fromkeys(row["regime"] for row in doc["rows"]))
+Part = tuple[str, str]  # a suite, and a network in it
 
 
-def network(doc: Document, suite: str, width: float) -> str:
+def part_of(entry: Row) -> Part:
+    return entry["suite"], entry["network"]
+
+
+def regime_colour(doc: Document, name: str) -> str:
+    return f"k{list(GOALS[doc['settings']['device']]).index(name)}"
+
+
+def network(doc: Document, part: Part, width: float) -> str:
     """One bar per pass and contestant: the seconds of the whole network, a segment per layer."""
-    totals = [entry for entry in doc["totals"] if entry["suite"] == suite and any(entry["seconds"].values())]
+    totals = [entry for entry in doc["totals"] if part_of(entry) == part and any(entry["seconds"].values())]
     if not totals:
         return ""
-    svg = Svg(width, 0, f"milliseconds per layer and pass of {suite}")
+    svg = Svg(width, 0, f"milliseconds per layer and pass of {part[1]}")
     longest = max(value for entry in totals for value in entry["seconds"].values())
     x = Scale(0, longest * 1000, 1, width - 1)
     y = 4.0
@@ -119,16 +127,16 @@ def network(doc: Document, suite: str, width: float) -> str:
 
 
 def _bar(svg: Svg, doc: Document, entry: dict[str, Any], who: str, x: Scale, y: float) -> None:
-    start, names = 0.0, regimes(doc)
+    start = 0.0
     for row in doc["rows"]:
-        if (row["suite"], row["pass"]) != (entry["suite"], entry["pass"]):
+        if (part_of(row), row["pass"]) != (part_of(entry), entry["pass"]):
             continue
         if any("seconds" not in row["results"].get(name, {}) for name in entry["seconds"]):
             continue  # a layer that somebody has no time for would make the sums unequal
         value = 1000 * row["count"] * row["results"][who]["seconds"]
         left, size = x(start), x(start + value) - x(start)
         tip = f"{row['layer']} x{row['count']}: {seconds(value / 1000)} ({row['regime']})"
-        svg.rect(left, y, size - min(1.0, size / 3), 22, f"k{names.index(row['regime'])}", tip)
+        svg.rect(left, y, size - min(1.0, size / 3), 22, regime_colour(doc, row["regime"]), tip)
         if fits(row["layer"], size):
             svg.text(left + 4, y + 15, row["layer"], "inside")
         start += value
@@ -139,7 +147,7 @@ def _bar(svg: Svg, doc: Document, entry: dict[str, Any], who: str, x: Scale, y: 
 
 def measure_of(doc: Document) -> tuple[str, str]:
     """What layers are rated by: the lead over the best peer, or without peers the share of the limit."""
-    if any(row["ratios"] for row in doc["rows"]):
+    if doc["summary"][-1]["ratios"]:  # the last entry is over all rows
         return "ratio", "times as fast as the best peer (log scale)"
     return "fraction", "share of the limit that binds the layer (log scale)"
 
@@ -150,21 +158,21 @@ def rating(doc: Document, row: Row) -> float | None:
     return subject_of(doc, row).get("fraction")
 
 
-def layers(doc: Document, suite: str, width: float) -> str:
+def layers(doc: Document, part: Part, width: float) -> str:
     """A line per layer, a dot per pass."""
-    rows = [row for row in timed(doc) if row["suite"] == suite and rating(doc, row)]
+    rows = [row for row in timed(doc) if part_of(row) == part and rating(doc, row)]
     if not rows:
         return ""
     names = list(dict.fromkeys(row["layer"] for row in rows))
-    svg = Svg(width, 26 * len(names) + 64, f"layers of {suite}")
-    left = min(6.7 * max(map(len, names)) + 14, width * 0.4)
+    svg = Svg(width, 26 * len(names) + 64, f"layers of {part[1]}")
+    left = column(names, width * 0.42)
     x = _rating_scale([rating(doc, row) for row in timed(doc)], left, width - 14)
     bottom = 8 + 26 * len(names)
     _rating_axis(svg, doc, x, bottom)
     for number, name in enumerate(names):
         y = 8 + 26 * number + 13
         svg.line(x.start, y, x.end, y, "track")
-        svg.text(left - 8, y + 4, name, anchor="end")
+        svg.text(left - 8, y + 4, clipped(name, left), anchor="end")
         for row in (row for row in rows if row["layer"] == name):
             value = rating(doc, row)
             shown = ratio(value) if measure_of(doc)[0] == "ratio" else percent(value)
@@ -174,36 +182,38 @@ def layers(doc: Document, suite: str, width: float) -> str:
 
 
 def means(doc: Document, width: float) -> str:
-    """Per suite and pass the geometric mean and, over its layers, the lowest and the highest."""
-    entries = [entry for entry in doc["summary"] if entry["scope"] == "pass" and entry["timed"]]
-    spans = [(entry, _span(doc, entry)) for entry in entries]
-    spans = [(entry, span) for entry, span in spans if span]
+    """Per regime the geometric mean and, over its layers, the lowest and the highest; a tick where the goal is."""
+    entries = [entry for entry in doc["summary"] if entry["scope"] == "regime" and entry["timed"]]
+    spans = [(entry, span) for entry in entries if (span := _span(doc, entry))]
     if not spans:
         return ""
-    svg = Svg(width, 30 * len(spans) + 64, "geometric means per suite and pass")
-    left = 6.9 * max(len(f"{entry['name']} {entry['group']}") for entry, _ in spans) + 12
-    x = _rating_scale([value for _, span in spans for value in span], left, width - 60)
+    svg = Svg(width, 30 * len(spans) + 64, "geometric means per regime")
+    left = column((entry["name"] for entry, _ in spans), width * 0.42)
+    goals = [goal for entry, _ in spans if (goal := _goal(doc, entry))]
+    x = _rating_scale([*(value for _, span in spans for value in span), *goals], left, width - 60)
     _rating_axis(svg, doc, x, 8 + 30 * len(spans))
     for number, (entry, (low, mean, high)) in enumerate(spans):
         y = 8 + 30 * number + 15
         shown = ratio(mean) if measure_of(doc)[0] == "ratio" else percent(mean)
-        kind = colour(entry["group"])
-        svg.text(left - 10, y + 4, f"{entry['name']} {entry['group']}", anchor="end")
+        kind = regime_colour(doc, entry["name"])
+        svg.text(left - 10, y + 4, clipped(entry["name"], left), anchor="end")
         svg.line(x(low), y, x(high), y, f"range {kind}")
-        svg.dot(x(mean), y, 7, f"dot {kind}", f"{entry['name']} {entry['group']}: {shown}")
+        if goal := _goal(doc, entry):
+            svg.line(x(goal), y - 10, x(goal), y + 10, "goal")
+        svg.dot(x(mean), y, 7, f"dot {kind}", f"{entry['name']}: {shown} over {entry['timed']} rows")
         svg.text(x.end + 10, y + 4, shown, "strong")
     return str(svg)
+
+
+def _goal(doc: Document, entry: dict[str, Any]) -> float | None:
+    return entry["goal"] if measure_of(doc)[0] == "ratio" else entry["goal_fraction"]
 
 
 def _span(doc: Document, entry: dict[str, Any]) -> tuple[float, float, float] | None:
     if measure_of(doc)[0] == "ratio":
         found = entry["ratios"].get("best")
         return (found["low"], found["geomean"], found["high"]) if found else None
-    values = [
-        value
-        for row in doc["rows"]
-        if (row["suite"], row["group"]) == (entry["name"], entry["group"]) and (value := rating(doc, row))
-    ]
+    values = [value for row in doc["rows"] if row["regime"] == entry["name"] and (value := rating(doc, row))]
     return (min(values), entry["fraction"], max(values)) if values else None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from html import escape
 
 GLYPH = 6.7  # width of a character at 12 px, on the safe side
@@ -85,3 +86,14 @@ def short(value: float) -> str:
 
 def fits(text: str, width: float) -> bool:
     return len(text) * GLYPH + 8 <= width
+
+
+def column(texts: Iterable[str], most: float) -> float:
+    """The width of a column of labels, at most `most`."""
+    return min(1.1 * GLYPH * max(map(len, texts), default=0) + 16, most)
+
+
+def clipped(text: str, width: float) -> str:
+    """The text, or as much of its beginning as fits."""
+    letters = max(int((width - 8) / (1.1 * GLYPH)), 2)
+    return text if len(text) <= letters else text[: letters - 1].rstrip() + "…"

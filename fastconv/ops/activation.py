@@ -17,7 +17,7 @@ def activate(name: str, x: Any, operands: arrays.Operands, out: Any, backend: st
     return dispatch.run("activation_fprop", problem, arrays.Operands((x,), operands.kind, operands.wrap), out, backend)
 
 
-def activation_grad(name: str, dy: Any, saved: Any, backend: str | None) -> Any:
+def activation_grad(name: str, dy: Any, saved: Any, kind: str, backend: str | None) -> Any:
     """dy times the derivative, at the output `saved`, or at the input for the names in `FROM_INPUT`."""
     problem = ActivationProblem(name, dy.shape, arrays.name_of(dy.dtype))
-    return dispatch.run("activation_dgrad", problem, arrays.Operands((dy, saved), "numpy", None), None, backend)
+    return dispatch.run("activation_dgrad", problem, arrays.Operands((dy, saved), kind, None), None, backend)

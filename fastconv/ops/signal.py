@@ -15,7 +15,7 @@ BLOCK_BYTES = 16 * 2**20  # of the extended input that a wrapped or mirrored edg
 
 
 def admit(in1: Any, in2: Any, backend: str | None) -> arrays.Operands:
-    """Both inputs as NumPy arrays; lists and scalars too, as SciPy takes them."""
+    """Both inputs as views; lists and scalars too, as SciPy takes them."""
     return dispatch.admit(("in1", "in2"), (as_operand("in1", in1), as_operand("in2", in2)), backend)
 
 
@@ -40,7 +40,7 @@ def signal(in1: Any, in2: Any, mode: Any, method: Any, flip: bool, out: Any, bac
     return result[()] if out is None and problem.out == () else result  # of two scalars, a scalar
 
 
-def prepare(in1: np.ndarray, in2: np.ndarray, problem: SignalProblem) -> tuple[np.ndarray, np.ndarray]:
+def prepare(in1: Any, in2: Any, problem: SignalProblem) -> tuple[Any, Any]:
     """Both in the result's dtype; in2 reversed for a convolution, conjugated for a correlation."""
     dtype = arrays.dtype_of(problem.dtype)
     in1, in2 = in1.astype(dtype, copy=False), in2.astype(dtype, copy=False)
@@ -205,7 +205,7 @@ def by_row_blocks(problem: SignalProblem, operands: arrays.Operands, fill: Any, 
         stop = min(rows, j + block)
         extended = extend(in1, outside(problem, 0, j, stop), left, fill)
         part = signal_problem(extended.shape, in2.shape, problem.dtype, problem.flip, "valid", "direct")
-        pair = arrays.Operands((extended, in2), "numpy", None)
+        pair = arrays.Operands((extended, in2), operands.kind, None)
         dispatch.run("correlate", part, pair, target[j:stop], backend)
     if out is not None:
         return out
@@ -225,8 +225,8 @@ def outside(problem: SignalProblem, axis: int, start: int, stop: int) -> np.ndar
     return np.where((at >= 0) & (at < n), at, -1)
 
 
-def extend(in1: np.ndarray, rows: np.ndarray, cols: np.ndarray, fill: Any) -> np.ndarray:
-    extended = in1[np.ix_(rows, cols)]
-    extended[rows < 0, :] = fill
-    extended[:, cols < 0] = fill
-    return extended
+def extend(in1: Any, rows: np.ndarray, cols: np.ndarray, fill: Any) -> Any:
+    module = arrays.module_of(in1)
+    at_rows, at_cols = module.asarray(rows), module.asarray(cols)
+    inside = (at_rows >= 0)[:, None] & (at_cols >= 0)
+    return module.where(inside, in1[at_rows[:, None], at_cols], module.asarray(fill))

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from fastconv.errors import ShapeError
-from fastconv.problem.text import join
+from fastconv.problem.text import join, parse_dtype, parse_shape
 from fastconv.problem.values import BOUNDARIES, ITEMSIZE, METHODS, MODES, Ints, check_bytes, memoised, one_of
 
 
@@ -85,6 +85,25 @@ class SignalProblem:
             f"{n}={v}" for n, v, d in (("method", self.method, "auto"), ("boundary", self.boundary, "fill")) if v != d
         ]
         return " ".join(words)
+
+    @staticmethod
+    def parse(text: str) -> SignalProblem:
+        """The problem that a line such as ``correlate in1=512x512 in2=7x7 mode=same`` names."""
+        head, *items = text.split() or [""]
+        one_of("the first word of a signal problem", head, ("correlate", "convolve"))
+        words = dict(item.partition("=")[::2] for item in items)
+        if unknown := [name for name in words if name not in SIGNAL_WORDS]:
+            raise ShapeError(f"{unknown[0]!r} is no word of a signal problem ({', '.join(SIGNAL_WORDS)}): {text!r}")
+        shapes = [parse_shape(words, name) for name in ("in1", "in2")]
+        if shapes[0] is None or shapes[1] is None:
+            raise ShapeError(f"a signal problem has in1 and in2: {text!r}")
+        return signal_problem(
+            shapes[0], shapes[1], parse_dtype(words), head == "convolve", words.get("mode", "full"),
+            words.get("method", "auto"), words.get("boundary", "fill"),
+        )  # fmt: skip
+
+
+SIGNAL_WORDS = ("in1", "in2", "mode", "dtype", "method", "boundary")
 
 
 @memoised

@@ -126,6 +126,15 @@ def _copy_row(X, S, source, step, target, low, high, count):
 
 
 @njit(nogil=True)
+def locate(g, p):
+    """The image and the place along each axis of output pixel p, counted over all images."""
+    rest, o2 = divmod(p, g.P2)
+    rest, o1 = divmod(rest, g.P1)
+    n, o0 = divmod(rest, g.P0)
+    return n, o0, o1, o2
+
+
+@njit(nogil=True)
 def stretch(taps, t, o0, o1, o2, count):
     """The part [low, high) of the `count` outputs of a row from o2 on that meet the source at a tap."""
     low = min(max(taps[t, 7] - o2, 0), count)
@@ -141,9 +150,7 @@ def pack(X, S, g, taps, x, first, last, r0, r1, panel, row_bytes):
     T = taps.shape[0]
     p = first
     while p < last:
-        rest, o2 = divmod(p, g.P2)
-        rest, o1 = divmod(rest, g.P1)
-        n, o0 = divmod(rest, g.P0)
+        n, o0, o1, o2 = locate(g, p)
         count = min(g.P2 - o2, last - p)
         pixel = n * g.xn + o0 * g.step0 * g.x0 + o1 * g.step1 * g.x1 + o2 * g.step2 * g.x2
         for t in range(T):
@@ -199,9 +206,7 @@ def deliver(S, Y, g, code, c, c_row, rows, y, first, last):
                 store(S, c + i * c_row, j, activate(code, load(S, c + i * c_row, j)))
     p = first
     while p < last:
-        rest, o2 = divmod(p, g.P2)
-        rest, o1 = divmod(rest, g.P1)
-        n, o0 = divmod(rest, g.P0)
+        n, o0, o1, o2 = locate(g, p)
         count = min(g.P2 - o2, last - p)
         pixel = n * g.yn + o0 * g.y0 + o1 * g.y1 + o2 * g.y2
         source = c + (p - first) * size(S)
@@ -323,9 +328,7 @@ def pack_rows(Y, S, g, y, first, last, m0, m1, panel, row_bytes):
     """panel[m - m0, :] = dy[m] at the outputs [first, last)."""
     p = first
     while p < last:
-        rest, o2 = divmod(p, g.P2)
-        rest, o1 = divmod(rest, g.P1)
-        n, o0 = divmod(rest, g.P0)
+        n, o0, o1, o2 = locate(g, p)
         count = min(g.P2 - o2, last - p)
         pixel = n * g.yn + o0 * g.y0 + o1 * g.y1 + o2 * g.y2
         target = panel + (p - first) * size(S)
@@ -443,9 +446,7 @@ def pack_columns(X, S, g, taps, x, first, last, r0, r1, panel):
     lanes = NV * width(S)
     p = first
     while p < last:
-        rest, o2 = divmod(p, g.P2)
-        rest, o1 = divmod(rest, g.P1)
-        n, o0 = divmod(rest, g.P0)
+        n, o0, o1, o2 = locate(g, p)
         count = min(g.P2 - o2, last - p)
         pixel = n * g.xn + o0 * g.step0 * g.x0 + o1 * g.step1 * g.x1 + o2 * g.step2 * g.x2
         for t in range(T):

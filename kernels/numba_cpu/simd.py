@@ -246,6 +246,23 @@ def _halve(builder, element, value):
     return builder.extract_element(value, ir.Constant(i32, 0))
 
 
+@intrinsic
+def prefetch(typing, address):
+    """Ask for the cache line at an address, which may be anywhere."""
+
+    def generate(context, builder, signature, args):
+        i32, pointer = ir.IntType(32), ir.IntType(8).as_pointer()
+        name = "llvm.prefetch.p0"
+        function = builder.module.globals.get(name)
+        if function is None:
+            function = ir.Function(builder.module, ir.FunctionType(ir.VoidType(), [pointer, i32, i32, i32]), name)
+        read, near, data = ir.Constant(i32, 0), ir.Constant(i32, 3), ir.Constant(i32, 1)
+        builder.call(function, [builder.inttoptr(args[0], pointer), read, near, data])
+        return context.get_dummy_value()
+
+    return types.void(types.int64), generate
+
+
 # ---------------------------------------------------------------- the tile's epilogue, and row copies
 
 

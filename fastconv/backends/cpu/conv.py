@@ -2,6 +2,7 @@
 
 small      one im2col and one BLAS product in NumPy; compiles nothing, for problems that take microseconds
 depthwise  rows of one channel at a time (C/groups = 1, one filter per channel)
+winograd   fewer multiplications for 3x3 and 5x5 filters with stride 1 (winograd.py says what it refuses, and why)
 gemm       tiled im2col + GEMM (kernels/numba_cpu/gemm.py); right for every problem
 """
 
@@ -19,7 +20,7 @@ import numpy as np
 from fastconv import tuning
 from fastconv.arrays import dtype_of
 from fastconv.backends.base import OPS, Launch
-from fastconv.backends.cpu import small
+from fastconv.backends.cpu import small, winograd, winograd_wgrad
 from fastconv.backends.cpu.passes import Pass, backward_axes, compute_dtype, forward_axes, storage, strides_of
 from fastconv.backends.cpu.workspace import threads, workspace
 from fastconv.problem import ACTIVATIONS, ConvProblem, Ints
@@ -31,24 +32,28 @@ PACKED_CHUNK = 64  # channels of a filter rearranged at a time, so that whole ca
 PACKED_BYTES = 32 * 2**20  # of rearranged weights at a time
 
 
-def applicable(problem: ConvProblem) -> list[str]:
-    """The algorithms that take a problem, the one that is right for every problem first."""
+def applicable(op: str, problem: ConvProblem) -> list[str]:
+    """The algorithms that take a pass of a problem, the one that is right for every problem first."""
     names = ["gemm"]
     unfolded = problem.N * problem.C * problem.window.taps * math.prod(problem.out)
     if problem.macs <= SMALL_MACS and unfolded <= SMALL_CELLS:
         names.append("small")
     if problem.groups > 1 and problem.groups == problem.C == problem.K:
         names.append("depthwise")
+    elif winograd.refuses(op, problem) is None:
+        names.append("winograd")
     return names
 
 
-def choose(problem: ConvProblem) -> tuple[str, str]:
+def choose(op: str, problem: ConvProblem) -> tuple[str, str]:
     """(algorithm, why) by the rule: a pure function of the problem."""
-    names = applicable(problem)
+    names = applicable(op, problem)
     if "small" in names:
         return "small", f"{problem.macs} multiply-adds take less time than a thread pool needs to start"
     if "depthwise" in names:
         return "depthwise", "one filter per channel: memory-bound, a product of matrices has nothing to share"
+    if "winograd" in names and winograd.pays(op, problem):
+        return "winograd", "fewer multiplications than the sums have, and channels enough to repay its transforms"
     return "gemm", "dense or grouped: tiled im2col and register-blocked GEMM"
 
 
@@ -56,9 +61,9 @@ def plan(op: str, problem: ConvProblem) -> Launch:
     mode = tuning.autotune()
     if mode == "off":
         return build("gemm", op, problem, "autotune is off: the algorithm that is right for every problem")
-    if mode == "measure" and len(applicable(problem)) > 1:
+    if mode == "measure" and len(applicable(op, problem)) > 1:
         return build(_measure(op, problem), op, problem, "the fastest when it was measured on this machine")
-    algorithm, why = choose(problem)
+    algorithm, why = choose(op, problem)
     return build(algorithm, op, problem, why)
 
 
@@ -70,6 +75,8 @@ def build(algorithm: str, op: str, problem: ConvProblem, why: str) -> Launch:
         from fastconv.backends.cpu import depthwise
 
         return depthwise.plan(op, problem, why)
+    if algorithm == "winograd":
+        return winograd_wgrad.plan(problem, why) if op == "conv_wgrad" else winograd.plan(op, problem, why)
     return wgrad(problem, why) if op == "conv_wgrad" else gather(op, problem, why)
 
 
@@ -79,14 +86,14 @@ def _measure(op: str, problem: ConvProblem) -> str:
     dtype = dtype_of("int8" if problem.dtype == "int32" else problem.dtype)
     arrays = [None if role.endswith("bias") else np.ones(problem.dims(role), dtype) for role in roles]
     out = np.empty(problem.dims(result), dtype_of(problem.dtype))
-    candidates = {name: partial(build(name, op, problem, "").run, out, *arrays) for name in applicable(problem)}
+    candidates = {name: partial(build(name, op, problem, "").run, out, *arrays) for name in applicable(op, problem)}
     return tuning.measured("cpu", f"{op}: {problem}; {tuning.machine()}, {threads()} threads", candidates)
 
 
 @lru_cache(maxsize=1)
 def kernels() -> ModuleType:
     """The compiled entry points; importing Numba waits until one is needed."""
-    from fastconv.compiler import host_kernel
+    from fastconv.compiler.host import host_kernel
     from fastconv.kernels.numba_cpu import gemm
 
     for name in ("gather", "wgrad_dot", "wgrad_outer", "pack_weights"):

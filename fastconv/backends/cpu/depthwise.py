@@ -18,7 +18,7 @@ from fastconv.problem import ACTIVATIONS, ConvProblem
 
 @lru_cache(maxsize=1)
 def kernels() -> ModuleType:
-    from fastconv.compiler import host_kernel
+    from fastconv.compiler.host import host_kernel
     from fastconv.kernels.numba_cpu import depthwise
 
     for name in ("planes", "channels", "wgrad_planes", "wgrad_channels"):

@@ -24,7 +24,7 @@ def kernels(name: str) -> ModuleType:
     """A module of kernels with its entry points in the disk cache; importing Numba waits until one is needed."""
     import importlib
 
-    from fastconv.compiler import host_kernel
+    from fastconv.compiler.host import host_kernel
 
     module = importlib.import_module(f"fastconv.kernels.numba_cpu.{name}")
     for entry in module.ENTRIES:

@@ -210,7 +210,7 @@ def kernel_axes(out: Ints) -> Ints:
 @lru_cache(maxsize=2)
 def kernel(alone: bool) -> Callable[..., None]:
     """The compiled entry point; importing Numba waits until it is needed."""
-    from fastconv.compiler import host_kernel
+    from fastconv.compiler.host import host_kernel
     from fastconv.kernels.numba_cpu import correlate
 
     entry: Callable[..., None] = host_kernel(correlate.correlate_alone if alone else correlate.correlate)
@@ -293,16 +293,19 @@ def add_specials(geometry: Geometry, out: Array, x: Array, w: Array, taps: list[
             add_tap(geometry, out, x, w, tap)
 
 
-def transformed(geometry: Geometry, out: Array, x: Array, w: Array) -> None:
+def transformed(
+    geometry: Geometry, out: Array, x: Array, w: Array,
+    transform: Callable[..., None] = fft.correlate, exact: Callable[..., None] = direct,
+) -> None:  # fmt: skip
     """By transforms, which no NaN or infinity enters; directly, where they are too many or values would overflow."""
     blocks = geometry.blocks
     if in_range(blocks, x, w):
-        return fft.correlate(blocks, out, x, w)
+        return transform(blocks, out, x, w)
     (plain_x, bad_x), (plain_w, bad_w) = specials(x), specials(w)
     few = len(bad_x) * math.prod(geometry.m) + len(bad_w) * math.prod(geometry.n) <= FEW_MACS
     if not few or not in_range(blocks, plain_x, plain_w):
-        return direct(geometry, out, x, w)
-    fft.correlate(blocks, out, plain_x, plain_w)
+        return exact(geometry, out, x, w)
+    transform(blocks, out, plain_x, plain_w)
     add_specials(geometry, out, x, w, bad_w)
     mirrored = [tuple(n - 1 - i for n, i in zip(geometry.n, at, strict=True)) for at in bad_x]
     add_specials(geometry.reversed(), out, fft.flip(w), fft.flip(x), mirrored)

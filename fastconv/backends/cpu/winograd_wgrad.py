@@ -1,0 +1,112 @@
+"""The gradient to the weights by Winograd: how kernels/numba_cpu/winograd_wgrad.py is called."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from fastconv.backends.base import Launch
+from fastconv.backends.cpu.passes import strides_of
+from fastconv.backends.cpu.winograd import tiles
+from fastconv.backends.cpu.workspace import threads, workspace
+from fastconv.problem import ConvProblem
+
+SHARES = 16  # tasks that there should be at least, by cutting the tiles where the weights are few
+
+
+@lru_cache(maxsize=1)
+def kernels() -> ModuleType:
+    from fastconv.compiler.host import host_kernel
+    from fastconv.kernels.numba_cpu import winograd_wgrad
+
+    host_kernel(winograd_wgrad.wgrad)
+    return winograd_wgrad
+
+
+def form_of(problem: ConvProblem) -> tuple[int, int]:
+    r = problem.window.ksize[0]
+    return {3: 4, 5: 2}[r], r
+
+
+def parts(vectors: int, most: int) -> int:
+    return -(-vectors // most)
+
+
+def plan(problem: ConvProblem, why: str) -> Launch:
+    m, r = form_of(problem)
+
+    def run(dw: np.ndarray, dy: np.ndarray, x: np.ndarray) -> None:
+        for group in range(problem.groups):
+            k, c = problem.K // problem.groups, problem.C // problem.groups
+            _group(
+                problem, m, r, dw[group * k : group * k + k], dy[:, group * k : group * k + k],
+                x[:, group * c : group * c + c],
+            )  # fmt: skip
+
+    return Launch(run, "winograd", why, {"form": f"F({r}x{r},{m}x{m})"})
+
+
+def _geometry(problem: ConvProblem, array: np.ndarray, m: int, pad: tuple[int, int]) -> Any:
+    """One side's tiles: the fields that concern filters and results are not read."""
+    from fastconv.kernels.numba_cpu.winograd import Geometry
+
+    rows, columns = tiles(problem, m, problem.out)
+    d0, d1 = problem.window.dilation
+    n, c, _, s0, s1 = strides_of(array)
+    return Geometry(
+        array.shape[0], array.shape[1], 0, *array.shape[2:], *problem.out, *pad, d0, d1, rows, columns // d1,
+        n, c, s0, s1, *(0,) * 9,
+    )  # fmt: skip
+
+
+def _group(problem: ConvProblem, m: int, r: int, dw: np.ndarray, dy: np.ndarray, x: np.ndarray) -> None:
+    from fastconv.kernels.numba_cpu.simd import ROWS, VECTOR_BYTES
+    from fastconv.kernels.numba_cpu.winograd import COLUMNS
+    from fastconv.kernels.numba_cpu.winograd_transforms import FORMS, GRADIENT_FORMS, LANES
+
+    kernel, n = kernels(), m + r - 1
+    k, c, _, w0, w1 = strides_of(dw)
+    low0, low1 = (low for low, _ in problem.window.pad)
+    source = FORMS[m, r], _geometry(problem, x, m, (low0, low1)), x, c
+    grads = GRADIENT_FORMS[m, r], _geometry(problem, dy, m, (0, 0)), dy, k
+    rows_are_dy = k != 1
+    (FR, gr, rows, row), (FL, gl, lanes, lane) = (grads, source) if rows_are_dy else (source, grads)
+    d = problem.window.dilation[1]
+    total = gr.N * gr.TH * gr.TW * d
+    blocks = -(-total // kernel.TILES)
+    cells = gr.N * gr.TH * gr.TW
+    blocks = min(blocks, cells)
+    row_vectors, lane_vectors = -(-gr.C // LANES), -(-gl.C // LANES)
+    row_parts, lane_parts = parts(row_vectors, kernel.ROW_PART), parts(lane_vectors, kernel.LANE_PART)
+    tasks = row_parts * lane_parts
+    splits = max(1, min(SHARES // tasks, blocks // 2))
+    tile_rows = -(-cells // blocks) * d
+    v_row = max(kernel.ROW_PART, kernel.LANE_PART) * VECTOR_BYTES + 64
+    v_plane = tile_rows * v_row + 64
+    fitting = max(1, (COLUMNS // d - m) // m + 1)
+    pitch = -(-((fitting - 1) * m + n) * d // LANES) * LANES * VECTOR_BYTES
+    wide, long = -(-lane_vectors // lane_parts), -(-row_vectors // row_parts)
+    part_bytes = n * n * ((long * LANES + ROWS) * wide + 1) * VECTOR_BYTES
+    sizes = {
+        "rows": n * n * v_plane,
+        "lanes": n * n * v_plane,
+        "sums": part_bytes if splits == 1 else 0,
+        "packed": n * pitch,
+        "planes": (n * n + r * r + LANES) * VECTOR_BYTES,
+    }
+    offsets, end = {}, 0
+    for name, nbytes in sizes.items():
+        offsets[name] = end
+        end += -(-nbytes // 64) * 64 + 64
+    room = kernel.Room(**offsets, total=end, v_row=v_row, v_plane=v_plane, pitch=pitch)
+    count = threads()
+    work = workspace(count * end)
+    sums = workspace(tasks * splits * part_bytes if splits > 1 else 64, "tiles")
+    kernel.wgrad(
+        GRADIENT_FORMS[m, r], FR, FL, gr, gl, room, rows.ctypes.data, lanes.ctypes.data, dw.ctypes.data,
+        kernel.Weights(row, lane, w0, w1, rows_are_dy), row_parts, lane_parts, splits, blocks, sums.ctypes.data,
+        part_bytes, work.ctypes.data,
+    )  # fmt: skip
