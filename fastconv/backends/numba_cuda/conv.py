@@ -11,9 +11,21 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from fastconv import tuning
 from fastconv.backends.base import Launch
-from fastconv.backends.numba_cuda.launcher import Grid, Ints, Kernel, dtype_name, lifted, over, scratch, size_of
+from fastconv.backends.numba_cuda.launcher import (
+    Call,
+    Grid,
+    Ints,
+    by_form,
+    channels_last,
+    dtype_name,
+    lifted,
+    over,
+    scratch,
+)
 from fastconv.backends.numba_cuda.passes import Axis, backward, forward, gather_geometry, wgrad_geometry
 from fastconv.backends.numba_cuda.simulator import simulated
 from fastconv.kernels.numba_cuda import conv_depthwise, conv_direct, conv_gemm
@@ -134,19 +146,28 @@ def gather(algorithm: str, op: str, problem: ConvProblem) -> tuple[Run, dict[str
     acc, activation = computed(problem.dtype), problem.activation
     M = (problem.K if is_forward else problem.C) // problem.groups
     launches = [GRIDS[algorithm](problem, M, axes) for axes in passes]
-    factory = FACTORIES[algorithm]
 
-    def run(y: Any, x: Any, w: Any, bias: Any) -> None:
-        if problem.N == 0:
-            return
+    def prepare(y: Any, x: Any, w: Any, bias: Any) -> Run:
         dtypes = dtype_name(y), dtype_name(x), dtype_name(w), None if bias is None else dtype_name(bias)
+        calls = []
         for axes, (grid, constants) in zip(passes, launches, strict=True):
-            kernel = Kernel.of(factory, *dtypes, acc, activation, *constants)
-            kernel(grid, (y, x, w, bias), gather_geometry(problem, axes, is_forward, y, x, w, bias))
+            key = (*dtypes, acc, activation, *constants)
+            geometry = gather_geometry(problem, axes, is_forward, y, x, w, bias)
+            calls.append(Call(GATHERS[algorithm], key, grid, dtypes, geometry))
+
+        def run(y: Any, x: Any, w: Any, bias: Any) -> None:
+            for call in calls:
+                call(y, x, w, bias)
+
+        return run if problem.N else nothing
 
     grid, constants = launches[0]
     shown = constants[0]._asdict() if constants else {}
-    return run, {"launches": len(passes), "blocks": grid.blocks, "threads": grid.threads, **shown}
+    return by_form(prepare), {"launches": len(passes), "blocks": grid.blocks, "threads": grid.threads, **shown}
+
+
+def nothing(*arrays: Any) -> None:
+    """The run of a result without elements."""
 
 
 def direct_grid(problem: ConvProblem, M: int, axes: tuple[Axis, ...]) -> tuple[Grid, tuple[Any, ...]]:
@@ -168,20 +189,20 @@ def depthwise_grid(problem: ConvProblem, M: int, axes: tuple[Axis, ...]) -> tupl
 
 
 GRIDS = {"direct": direct_grid, "gemm": gemm_grid, "depthwise": depthwise_grid}
-FACTORIES = {"direct": conv_direct.gather, "gemm": conv_gemm.gather, "depthwise": conv_depthwise.gather}
+GATHERS = {"direct": conv_direct.gather, "gemm": conv_gemm.gather, "depthwise": conv_depthwise.gather}
 
 
 # ---------------------------------------------------------------- wgrad
 
 
 def wgrad_direct(problem: ConvProblem) -> tuple[Run, dict[str, Any]]:
-    grid = over(math.prod(problem.dims("w")))
+    grid, acc = over(math.prod(problem.dims("w"))), computed(problem.dtype)
 
-    def run(dw: Any, dy: Any, x: Any) -> None:
-        kernel = Kernel.of(conv_direct.wgrad, dtype_name(dw), dtype_name(dy), dtype_name(x), computed(problem.dtype))
-        kernel(grid, (dw, dy, x), wgrad_geometry(problem, lifted(dw), dy, x))
+    def prepare(dw: Any, dy: Any, x: Any) -> Run:
+        dtypes = dtype_name(dw), dtype_name(dy), dtype_name(x)
+        return Call(conv_direct.wgrad, (*dtypes, acc), grid, dtypes, wgrad_geometry(problem, lifted(dw), dy, x))
 
-    return run, {"blocks": grid.blocks, "threads": grid.threads}
+    return by_form(prepare), {"blocks": grid.blocks, "threads": grid.threads}
 
 
 def wgrad_gemm(problem: ConvProblem) -> tuple[Run, dict[str, Any]]:
@@ -212,18 +233,25 @@ def in_parts(problem: ConvProblem, factory: Callable[..., Any], grid: Grid, part
     extents = (K, C, *(1,) * (3 - problem.ndim), *ksize)
     flat = tuple(math.prod(extents[axis + 1 :]) for axis in range(5))  # the strides of a part
 
-    def run(dw: Any, dy: Any, x: Any) -> None:
-        sums = dw if parts == 1 else scratch((parts * math.prod(extents),), acc)
-        head = (parts, math.prod(extents), int(x.strides[1] == x.dtype.itemsize and problem.C > 1))
-        geometry = wgrad_geometry(problem, lifted(dw) if parts == 1 else flat, dy, x)
-        Kernel.of(factory, dtype_name(sums), dtype_name(dy), dtype_name(x), acc, tile)(
-            grid, (sums, dy, x), (*head, *geometry)
-        )
-        if parts > 1:
-            kernel = Kernel.of(conv_gemm.sum_parts, dtype_name(dw), acc)
-            kernel(over(size_of(dw)), (dw, sums), (*head[:2], *extents, *lifted(dw)))
+    def prepare(dw: Any, dy: Any, x: Any) -> Run:
+        steps, last = lifted(dw) if parts == 1 else flat, channels_last(x)
+        stored = dtype_name(dw) if parts == 1 else np.dtype(acc).name
+        dtypes = stored, dtype_name(dy), dtype_name(x)
+        geometry = (parts, math.prod(extents), last, *wgrad_geometry(problem, steps, dy, x))
+        call = Call(factory, (*dtypes, acc, tile), grid, dtypes, geometry)
+        if parts == 1:
+            return call
+        sizes = (parts, math.prod(extents), *extents, *lifted(dw))
+        add = Call(conv_gemm.sum_parts, (dtype_name(dw), acc), over(math.prod(extents)), (dtype_name(dw), stored), sizes)
 
-    return run
+        def run(dw: Any, dy: Any, x: Any) -> None:
+            sums = scratch((parts * math.prod(extents),), acc)
+            call(sums, dy, x)
+            add(dw, sums)
+
+        return run
+
+    return by_form(prepare)
 
 
 WGRADS = {"direct": wgrad_direct, "gemm": wgrad_gemm, "depthwise": wgrad_depthwise}

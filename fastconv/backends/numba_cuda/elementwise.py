@@ -2,29 +2,37 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 from fastconv.backends.base import Launch
-from fastconv.backends.numba_cuda.launcher import THREADS, Grid, Ints, Kernel, dtype_name, lifted, over, size_of, steps
+from fastconv.backends.numba_cuda.launcher import (
+    THREADS,
+    Call,
+    Grid,
+    Ints,
+    by_form,
+    channels_last,
+    dtype_name,
+    lifted,
+    over,
+    steps,
+)
 from fastconv.kernels.numba_cuda import elementwise
 
 
 def plan(op: str, problem: Any) -> Launch:
     if op == "bias_grad":
-        return Launch(bias_grad, "blocks", "one block a channel")
-    name = problem.activation
+        return Launch(by_form(bias_grad), "blocks", "one block a channel", {"blocks": problem.C, "threads": THREADS})
+    factory = getattr(elementwise, op)
 
-    def fprop(y: Any, x: Any) -> None:
-        if size_of(y):
-            kernel = Kernel.of(elementwise.activation_fprop, dtype_name(y), dtype_name(x), name)
-            kernel(over(size_of(y)), (y, x), geometry(y, x))
+    def prepare(*arrays: Any) -> Callable[..., None]:
+        dtypes = tuple(dtype_name(array) for array in arrays)
+        grid = over(math.prod(problem.size))
+        return Call(factory, (*dtypes, problem.activation), grid, dtypes, geometry(*arrays))
 
-    def dgrad(dx: Any, dy: Any, saved: Any) -> None:
-        if size_of(dx):
-            kernel = Kernel.of(elementwise.activation_dgrad, *map(dtype_name, (dx, dy, saved)), name)
-            kernel(over(size_of(dx)), (dx, dy, saved), geometry(dx, dy, saved))
-
-    return Launch(fprop if op == "activation_fprop" else dgrad, "elementwise", "one thread an element")
+    return Launch(by_form(prepare), "elementwise", "one thread an element")
 
 
 def geometry(first: Any, *more: Any) -> Ints:
@@ -36,8 +44,8 @@ def geometry(first: Any, *more: Any) -> Ints:
     return sizes
 
 
-def bias_grad(db: Any, dy: Any) -> None:
+def bias_grad(db: Any, dy: Any) -> Callable[..., None]:
     n, k, *space = dy.shape
-    sizes = (n, *(1,) * (3 - len(space)), *space, int(lifted(dy)[1] == 1 and k > 1), *steps(db), *lifted(dy))
-    kernel = Kernel.of(elementwise.bias_grad, dtype_name(db), dtype_name(dy), THREADS)
-    kernel(Grid(k, THREADS), (db, dy), sizes)
+    sizes = (n, *(1,) * (3 - len(space)), *space, channels_last(dy), *steps(db), *lifted(dy))
+    dtypes = dtype_name(db), dtype_name(dy)
+    return Call(elementwise.bias_grad, (*dtypes, THREADS), Grid(k, THREADS), dtypes, sizes)

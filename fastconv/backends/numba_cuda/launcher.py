@@ -1,8 +1,7 @@
 """From a kernel's factory and arrays to a launch: on a GPU, or under Numba's simulator.
 
-On a GPU a kernel compiles to PTX the first time that these dtypes need it, is kept on disk, and is launched with
-one argument a pointer and one 64-bit number for each entry of its geometry. Nothing of an array but its address is
-looked at again: its shape and strides are in the geometry, which a launch keeps for arrays of the same strides.
+What a launch depends on is worked out once for arrays of the same dtypes and strides (`by_form`): the kernel, its grid
+and its geometry. A call then passes one argument for each address and one for each number of the geometry.
 """
 
 from __future__ import annotations
@@ -23,11 +22,11 @@ from fastconv.backends.numba_cuda.simulator import Memory, quick_threads, simula
 Ints = tuple[int, ...]
 THREADS = 4 if simulated() else 256  # of a block in kernels that any number suits; the simulator's are slow to start
 BLOCKS = 1 if simulated() else 2**16  # at most, in kernels whose threads take every gridsize-th result
-MAX_BLOCKS = 2**31 - 1
+FORMS = 64  # of arrays that a launch remembers
 
 
 class Grid(NamedTuple):
-    """How many blocks of how many threads, their bytes of shared memory beyond what the kernel declares.
+    """How many blocks of how many threads, and their bytes of shared memory beyond what the kernel declares.
 
     `residents` is how many of the blocks one multiprocessor should have registers for.
     """
@@ -43,6 +42,9 @@ def over(results: int) -> Grid:
     return Grid(max(1, min(-(-results // THREADS), BLOCKS)), THREADS)
 
 
+# ---------------------------------------------------------------- arrays
+
+
 def dtype_name(array: Any) -> str:
     return name_of(array.dtype)
 
@@ -50,7 +52,7 @@ def dtype_name(array: Any) -> str:
 def steps(array: Any) -> Ints:
     """Strides in elements; of complex arrays in reals."""
     size = array.dtype.itemsize // (2 if array.dtype.kind == "c" else 1)
-    return tuple(stride // size for stride in array.strides)
+    return tuple([stride // size for stride in array.strides])
 
 
 def lifted(array: Any) -> Ints:
@@ -59,89 +61,18 @@ def lifted(array: Any) -> Ints:
     return (n, c, *(0,) * (3 - len(space)), *space)
 
 
-def size_of(array: Any) -> int:
-    return int(np.prod(array.shape, dtype=np.int64))
-
-
-class Flat(NamedTuple):
-    """A flat array that a kernel takes as an array, as atomic functions want it, and not as a pointer."""
-
-    array: Any
-
-
-class Kernel:
-    """One kernel for given dtypes and constants, launched over and over."""
-
-    __slots__ = ("_factory", "_key", "_loaded")
-
-    def __init__(self, factory: Callable[..., Any], key: tuple[Any, ...]):
-        self._factory, self._key = factory, key
-        self._loaded: dict[Any, Any] = {}
-
-    @staticmethod
-    @lru_cache(maxsize=4096)
-    def of(factory: Callable[..., Any], *key: Any) -> Kernel:
-        """The kernel that ``factory(*key)`` builds; one per process, so that it compiles once."""
-        return Kernel(factory, key)
-
-    def __call__(self, grid: Grid, operands: tuple[Any, ...], *values: Any) -> None:
-        """Launch on `operands`, arrays or None, and `values`: the geometry, or a float before it."""
-        if simulated():
-            self._simulate(grid, operands, values)
-            return
-        device, stream = ptx.current()
-        key = device, signature(operands, values)
-        loaded = self._loaded.get(key)
-        if loaded is None:
-            loaded = self._loaded[key] = ptx.load(device, built(self._factory, self._key), self._key, key[1])
-        ptx.launch(stream, loaded, grid, arguments(operands, values))
-
-    def _simulate(self, grid: Grid, operands: tuple[Any, ...], values: tuple[Any, ...]) -> None:
-        kernel = built(self._factory, self._key)
-        arrays = [operand.array if type(operand) is Flat else operand for operand in operands]
-        memories = [None if array is None else Memory(array) for array in arrays]
-        with quick_threads(), warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)  # NumPy warns where a GPU gives inf, or wraps
-            kernel[grid.blocks, grid.threads, 0, grid.shared](*memories, *values)
-
-
-@lru_cache(maxsize=4096)
-def built(factory: Callable[..., Any], key: tuple[Any, ...]) -> Any:
-    """The Numba function of a kernel; nothing compiles here."""
-    return factory(*key)
-
-
-def signature(operands: tuple[Any, ...], values: tuple[Any, ...]) -> tuple[Any, ...]:
-    """What a kernel is compiled for: per operand its dtype, per value how many integers it has, 0 for a float."""
-    dtypes = tuple(
-        [f"{name_of(o.array.dtype)}[:]" if type(o) is Flat else "uint8" if o is None else name_of(o.dtype) for o in operands]
-    )
-    return dtypes, tuple([len(value) if type(value) is tuple else 0 for value in values])
-
-
-def arguments(operands: tuple[Any, ...], values: tuple[Any, ...]) -> list[Any]:
-    """What the launch passes: an address for each pointer, and each number of the geometry by itself."""
-    found: list[Any] = []
-    for operand in operands:
-        if type(operand) is Flat:
-            size, itemsize = size_of(operand.array), operand.array.dtype.itemsize
-            found += (0, 0, size, itemsize, address(operand.array), size, itemsize)  # Numba's array
-        else:
-            found.append(0 if operand is None else address(operand))
-    for value in values:
-        if type(value) is tuple:
-            found += value
-        else:
-            found.append(ctypes.c_double(value))
-    return found
+def channels_last(array: Any) -> int:
+    """1 where neighbouring channels lie next to each other."""
+    return int(array.shape[1] > 1 and array.strides[1] == array.dtype.itemsize)
 
 
 def address(array: Any) -> int:
-    """The address of an array's first element in the GPU's memory."""
-    try:
+    """The address of an array's first element in the GPU's memory: CuPy's, a view by address, Numba's."""
+    if hasattr(array, "data"):
+        return int(array.data.ptr)
+    if hasattr(array, "pointer"):
         return int(array.pointer)
-    except AttributeError:
-        return int(array.__cuda_array_interface__["data"][0])
+    return int(array.__cuda_array_interface__["data"][0])
 
 
 def scratch(shape: Ints, dtype: Any) -> Any:
@@ -161,3 +92,86 @@ def to_host(array: Any) -> np.ndarray:
         return array
     values: np.ndarray = array.get() if hasattr(array, "get") else array.copy_to_host()
     return values
+
+
+def by_form(prepare: Callable[..., Callable[..., None]]) -> Callable[..., None]:
+    """What `prepare` makes for given arrays, made once for each combination of their dtypes and strides."""
+    known: dict[Any, Callable[..., None]] = {}
+
+    def run(*arrays: Any) -> None:
+        form = tuple([None if array is None else (array.dtype, array.strides) for array in arrays])
+        call = known.get(form)
+        if call is None:
+            if len(known) >= FORMS:
+                known.clear()
+            call = known[form] = prepare(*arrays)
+        call(*arrays)
+
+    return run
+
+
+# ---------------------------------------------------------------- launches
+
+
+def kernel(factory: Callable[..., Any], *key: Any) -> Any:
+    """The Numba function ``factory(*key)``, one per process; nothing compiles here."""
+    return _built(factory, key)
+
+
+@lru_cache(maxsize=4096)
+def _built(factory: Callable[..., Any], key: tuple[Any, ...]) -> Any:
+    return factory(*key)
+
+
+class Call:
+    """A kernel with its grid and values: ``call(*operands)`` launches it.
+
+    `dtypes` are those of the operands, None for one that is not there; one that ends in ``[:]`` stands for a flat
+    array of Numba's, as atomic functions want it, where all others are pointers. `values` are the geometry, and floats.
+    """
+
+    __slots__ = ("_factory", "_flat", "_grid", "_key", "_loaded", "_numbers", "_signature", "_values")
+
+    def __init__(
+        self, factory: Callable[..., Any], key: tuple[Any, ...], grid: Grid, dtypes: tuple[str | None, ...], *values: Any
+    ):
+        self._factory, self._key, self._grid, self._values = factory, key, grid, values
+        lengths = tuple(len(value) if isinstance(value, tuple) else 0 for value in values)
+        self._signature = tuple(dtype or "uint8" for dtype in dtypes), lengths
+        self._flat = any(dtype and dtype.endswith("[:]") for dtype in dtypes)
+        self._loaded: dict[int, Any] = {}
+        self._numbers: list[Any] = []
+        for value in values:
+            self._numbers += value if isinstance(value, tuple) else [ctypes.c_double(value)]
+
+    def __call__(self, *operands: Any) -> None:
+        if simulated():
+            self._simulate(operands)
+            return
+        device, stream = ptx.current()
+        loaded = self._loaded.get(device)
+        if loaded is None:
+            function = kernel(self._factory, *self._key)
+            loaded = self._loaded[device] = ptx.load(device, function, self._key, self._signature, self._grid)
+        arguments = [0 if operand is None else address(operand) for operand in operands]
+        if self._flat:
+            arguments = self._arrays(operands, arguments)
+        ptx.launch(stream, self._grid, loaded, arguments + self._numbers)
+
+    def _arrays(self, operands: tuple[Any, ...], addresses: list[int]) -> list[int]:
+        """The arguments with flat arrays as Numba passes them."""
+        arguments: list[int] = []
+        for operand, place, dtype in zip(operands, addresses, self._signature[0], strict=True):
+            if dtype.endswith("[:]"):
+                size, itemsize = int(operand.size), operand.dtype.itemsize
+                arguments += [0, 0, size, itemsize, place, size, itemsize]
+            else:
+                arguments.append(place)
+        return arguments
+
+    def _simulate(self, operands: tuple[Any, ...]) -> None:
+        function = kernel(self._factory, *self._key)
+        memories = [None if operand is None else Memory(operand) for operand in operands]
+        with quick_threads(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # NumPy warns where a GPU gives inf, or wraps
+            function[self._grid.blocks, self._grid.threads, 0, self._grid.shared](*memories, *self._values)

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from fastconv.backends.numba_cuda.launcher import lifted
+from fastconv.backends.numba_cuda.launcher import channels_last, lifted
 from fastconv.problem import ConvProblem
 
 Ints = tuple[int, ...]
@@ -78,7 +78,7 @@ def gather_geometry(
     y0 = sum(axis.residue * step for axis, step in zip(axes, y_steps, strict=True))
     w0 = sum(axis.first * step for axis, step in zip(axes, w_steps, strict=True))
     return (
-        problem.N, G, M, C, int(yk == 1 and G * M > 1),
+        problem.N, G, M, C, channels_last(y),
         *(axis.results for axis in axes), *(axis.source for axis in axes), *(axis.taps for axis in axes),
         *(axis.step for axis in axes), *(axis.start for axis in axes), *(axis.reach for axis in axes),
         y0, yn, yk, *(axis.spread * step for axis, step in zip(axes, y_steps, strict=True)),

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from fastconv.backends.base import Launch
-from fastconv.backends.numba_cuda.launcher import Ints, Kernel, over, steps
+from fastconv.backends.numba_cuda.launcher import Call, Ints, by_form, over, steps
 from fastconv.kernels.numba_cuda import correlate
 from fastconv.kernels.numba_cuda.memory import computed
 from fastconv.problem import SignalProblem
@@ -18,13 +18,15 @@ WHY = "one thread an output; there is no FFT here, sums of products are as exact
 
 
 def plan(op: str, problem: SignalProblem) -> Launch:
-    def run(out: Any, in1: Any, in2: Any) -> None:
-        dtype = REALS.get(problem.dtype, problem.dtype)
-        acc = np.int64 if np.dtype(out.dtype).kind in "biu" else computed(dtype)
-        kernel = Kernel.of(correlate.correlate, dtype, acc, dtype != problem.dtype, max(1, len(problem.out)))
-        kernel(over(math.prod(problem.out)), (out, in1, in2), geometry(problem, out, in1, in2))
+    dtype = REALS.get(problem.dtype, problem.dtype)
+    acc = np.int64 if problem.dtype == "bool" or "int" in problem.dtype else computed(dtype)
+    key = dtype, acc, dtype != problem.dtype, max(1, len(problem.out))
+    grid = over(math.prod(problem.out))
 
-    return Launch(run, "direct", WHY)
+    def prepare(out: Any, in1: Any, in2: Any) -> Call:
+        return Call(correlate.correlate, key, grid, (dtype,) * 3, geometry(problem, out, in1, in2))
+
+    return Launch(by_form(prepare), "direct", WHY, {"blocks": grid.blocks, "threads": grid.threads})
 
 
 def geometry(problem: SignalProblem, out: Any, in1: Any, in2: Any) -> Ints:
