@@ -38,7 +38,7 @@ Run = Callable[..., None]
 
 #: 8 x 8 sums a thread balance the reads of shared memory with the products; two small blocks share a multiprocessor.
 LARGE, MEDIUM, NARROW, TINY = Tile(128, 128, 8, 8, 8), Tile(64, 64, 16, 4, 4), Tile(32, 128, 8, 4, 4), Tile(4, 8, 4, 2, 2)
-PLANE, TINY_PLANE = Plane(8, 32, 4), Plane(2, 5, 2)
+PLANE, TINY_PLANE = Plane(8, 32, 4), Plane(5, 5, 2)
 RESIDENTS = {MEDIUM: 2}
 WAVE = 264  # blocks that keep a large GPU busy: two on each of 132 multiprocessors
 SHARED_BYTES = 48 * 2**10  # of a block, on every GPU

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import sys
-import warnings
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -17,7 +16,7 @@ import numpy as np
 
 from fastconv.arrays import name_of
 from fastconv.backends.numba_cuda import ptx
-from fastconv.backends.numba_cuda.simulator import Memory, quick_threads, simulated
+from fastconv.backends.numba_cuda.simulator import Memory, running, simulated
 
 Ints = tuple[int, ...]
 THREADS = 4 if simulated() else 256  # of a block in kernels that any number suits; the simulator's are slow to start
@@ -172,6 +171,5 @@ class Call:
     def _simulate(self, operands: tuple[Any, ...]) -> None:
         function = kernel(self._factory, *self._key)
         memories = [None if operand is None else Memory(operand) for operand in operands]
-        with quick_threads(), warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)  # NumPy warns where a GPU gives inf, or wraps
+        with running():
             function[self._grid.blocks, self._grid.threads, 0, self._grid.shared](*memories, *self._values)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -54,13 +56,35 @@ class Memory:
 
 
 @contextmanager
-def quick_threads() -> Iterator[None]:
-    """Let Python switch threads often: the simulator's own one polls the others, which wait for it meanwhile."""
-    before = sys.getswitchinterval()
+def running() -> Iterator[None]:
+    """Inside the ``with`` block simulated kernels run quicker, and always right.
+
+    Python switches threads often: the simulator's own one polls the others, which wait for it meanwhile. And the
+    threads of a block share their arrays: two that ask for one at once got one each.
+    """
+    from numba.cuda.simulator.kernelapi import FakeCUDAShared
+
+    before, allocate = sys.getswitchinterval(), FakeCUDAShared.array
+    lock = threading.Lock()
+
+    def shared_array(self: Any, shape: Any, dtype: Any, alignment: Any = None) -> Any:
+        if shape == 0:
+            return allocate(self, shape, dtype, alignment)
+        caller = sys._getframe(1)
+        with lock:
+            place = caller.f_code.co_filename, caller.f_lineno
+            if place not in self._allocations:
+                self._allocations[place] = np.full(shape, 85 if np.dtype(dtype).kind in "iu" else np.nan, dtype)
+            return self._allocations[place]
+
     sys.setswitchinterval(1e-5)
+    FakeCUDAShared.array = shared_array
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # NumPy warns where a GPU gives inf, or wraps
+            yield
     finally:
+        FakeCUDAShared.array = allocate
         sys.setswitchinterval(before)
 
 
