@@ -1,6 +1,7 @@
 """What all tests share: the backends that can run here, and a profile for hypothesis.
 
-`raw` runs on the host emulator where there is a C++ compiler. On a machine with a GPU, both GPU backends run there
+`raw` runs on the host emulator where there is a C++ compiler. A process with ``NUMBA_ENABLE_CUDASIM=1`` has `numba` alone,
+in Numba's simulator: tests/test_numba_simulator.py starts some. On a machine with a GPU, both GPU backends run there
 too, on CuPy arrays; ``-m gpu`` runs those alone.
 """
 
@@ -14,11 +15,14 @@ import hypothesis
 import pytest
 
 import fastconv
+from fastconv.backends.numba_cuda.simulator import simulated
 from fastconv.backends.raw import cupy_device
 from fastconv.testing import emulator, gpu
 
 HAS_GPU = cupy_device.unavailable() is None
 AVAILABLE = ["reference", "cpu", *(["raw"] if emulator.unavailable() is None else [])]
+if simulated():
+    AVAILABLE = ["numba"]
 ON_GPU = [pytest.param(f"{name} on gpu", marks=pytest.mark.gpu) for name in gpu.GPU_BACKENDS if HAS_GPU]
 EMULATED = emulator.EmulatedDevice()
 
