@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
-.PHONY: bench test lint clean
+.PHONY: bench test interop lint clean
 .NOTPARALLEL:
 
 bench: $(VENV)/bench.stamp
@@ -12,6 +12,9 @@ bench: $(VENV)/bench.stamp
 
 test: $(VENV)/test.stamp
 	$(BIN)/python -m pytest -n auto --maxprocesses 8 $(ARGS)
+
+# Every library that fastconv drops into, several GB with CUDA: with them, `make test` tests the drop-ins too.
+interop: $(VENV)/interop.stamp
 
 lint: $(VENV)/lint.stamp
 	$(BIN)/ruff check

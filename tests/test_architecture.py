@@ -30,7 +30,7 @@ ARROWS = {
     "plan": {"errors", "problem", "arrays", "dispatch", "ops", "backends"},
     "tuning": {"errors", "problem", "dispatch"},
     "compiler": {"errors", "tuning"},
-    "backends": {"errors", "problem", "arrays", "tuning", "compiler", "kernels"},
+    "backends": {"errors", "problem", "arrays", "gpu_arrays", "tuning", "compiler", "kernels"},
 }
 STANDARD_ONLY = {"errors", "problem"}
 LAZY = {"numba", "scipy", "ml_dtypes", "torch", "jax", "cupy", "onnx", "rich", "tqdm", "matplotlib"}
