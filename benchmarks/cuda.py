@@ -73,7 +73,7 @@ class CupyStream:
             stream.begin_capture()
             result = call()
             graph = stream.end_capture()
-        return lambda: graph.launch(cupy.cuda.get_current_stream()), result
+        return graph.launch, result
 
     def memory(self) -> int:
         import cupy

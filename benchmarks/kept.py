@@ -23,10 +23,10 @@ NONE = "No run of this version has been kept yet. `fastconv bench --keep` makes 
 
 
 def name_of(doc: Document) -> str:
-    """Date, machine, settings and commit."""
+    """Date and time, machine, settings and commit."""
     environment, settings = doc["environment"], doc["settings"]
     machine = device_of(doc) if settings["device"] == "gpu" else environment["machine"]["cpu"]
-    words = [environment["date"][:10], machine]
+    words = [environment["date"][:16].replace("T", " "), machine]
     words += [f"{environment['machine']['usable_cores']} cores"] if settings["device"] == "cpu" else []
     words += [settings["dtype"], settings["layout"], f"n{settings['batch'] or 'listed'}"]
     words += [(environment["commit"] or "no commit").removesuffix("+")]
@@ -135,19 +135,26 @@ def _index(found: dict[str, Document]) -> str:
         versions = "; ".join(text for who, text in doc["contestants"].items() if who != doc["subject"])
         best = overall["ratios"].get("best")
         note = doc.get("note", "")
-        rows.append([f"`{name}`", f"{overall['timed']}/{overall['rows']}", ratio(best["geomean"] if best else None),
-                     str(doc["environment"]["machine"]["load"]), versions, note])  # fmt: skip
-    return table(["file", "timed", "vs best peer", "load", "peers", "note"], rows) if rows else NONE
+        rows.append([
+            f"`{name}`", versions, note, f"{overall['timed']}/{overall['rows']}",
+            ratio(best["geomean"] if best else None), str(doc["environment"]["machine"]["load"]),
+        ])  # fmt: skip
+    return table(["file", "peers", "note", "timed", "vs best peer", "load"], rows, 3) if rows else NONE
 
 
 def figures(found: dict[str, Document]) -> str:
-    """The project's figures: the whole networks of the newest run on each device."""
+    """The project's figures: whole networks on each device, of the newest run with the default settings if there is."""
     newest: dict[str, Document] = {}
-    for doc in found.values():
-        if doc["format"] == FORMAT and doc["networks"]:
-            newest.setdefault(device_of(doc), doc)
+    usable = [doc for doc in found.values() if doc["format"] == FORMAT and doc["networks"]]
+    for doc in sorted(usable, key=lambda doc: not _by_default(doc)):
+        newest.setdefault(device_of(doc), doc)
     parts = [f"{where(doc)}:\n\n{networks(doc)}" for doc in newest.values()]
     return "\n\n".join(parts) if parts else NONE
+
+
+def _by_default(doc: Document) -> bool:
+    settings = doc["settings"]
+    return (settings["dtype"], settings["layout"]) == ("float32", "NCHW") and settings["batch"] in (None, 1)
 
 
 def with_figures(text: str, shown: str) -> str:

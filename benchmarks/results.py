@@ -21,6 +21,7 @@ from fastconv.testing.timing import Timing
 
 Document = dict[str, Any]
 FORMAT = 2
+MEASURED = (":/", ":!/README.md", ":!/benchmarks/results")  # as git's paths
 #: The order in which passes are shown.
 GROUPS = ("fprop", "dgrad", "wgrad", "pool fprop", "pool dgrad", "signal")
 
@@ -61,7 +62,10 @@ def environment() -> dict[str, Any]:
 
 
 def commit() -> str | None:
-    """The commit of the checkout that fastconv runs from, "+" where it has changes; None outside of one."""
+    """The commit of the checkout that fastconv runs from, "+" where it has changes; None outside of one.
+
+    The pages that are made of results are no part of what is measured.
+    """
     folder = Path(fastconv.__file__).parent
 
     def git(*words: str) -> str:
@@ -70,7 +74,9 @@ def commit() -> str | None:
 
     try:
         git("ls-files", "--error-unmatch", "__init__.py")  # an installed copy may lie inside another repository
-        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
+        return git("rev-parse", "--short=12", "HEAD") + (
+            "+" if git("status", "--porcelain", "-uno", "--", *MEASURED) else ""
+        )
     except (OSError, subprocess.SubprocessError):
         return None
 

@@ -26,6 +26,7 @@ from fastconv.benchmarks.cases import PASSES, Case, build_cases
 from fastconv.benchmarks.limits import Limits
 from fastconv.benchmarks.peers import Absent, Refused, peer_names
 from fastconv.benchmarks.process import Died, ProcessSeat
+from fastconv.benchmarks.seat import TOO_LARGE
 from fastconv.benchmarks.verify import AFTER, BEFORE, Expectation
 from fastconv.testing.timing import Timing, block_calls
 
@@ -126,7 +127,12 @@ class Table:
 
     def measure(self, case: Case) -> dict[str, Outcome]:
         """All five steps of one case."""
-        expectation = Expectation(case)
+        if case.huge and self.settings.device == "cpu":
+            return self._nobody("refused", TOO_LARGE)
+        try:
+            expectation = Expectation(case)
+        except MemoryError:
+            return self._nobody("failed", "the reference does not fit into memory")
         outcomes = {name: Outcome() for name in self.seats}
         estimates: dict[str, float] = {}
         for name, seat in self.seats.items():
@@ -140,6 +146,9 @@ class Table:
                     self._leave(seat, expectation, outcomes[name])
                     self._sum_up(blocks[name], outcomes[name])
         return outcomes
+
+    def _nobody(self, status: str, reason: str) -> dict[str, Outcome]:
+        return {name: Outcome(status, reason) for name in self.seats}
 
     def _enter(self, seat: Any, case: Case, expectation: Expectation, outcome: Outcome) -> float:
         """Steps 2 and 3: the first call, checked, and the warm-up. Returns the seconds of a call."""

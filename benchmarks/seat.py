@@ -15,6 +15,7 @@ from fastconv.benchmarks.verify import AFTER, BEFORE, operands, part
 from fastconv.testing.timing import warm_up
 
 Array = np.ndarray
+TOO_LARGE = "more than 2**31 elements are measured on a GPU only"
 
 
 class Seat:
@@ -31,7 +32,7 @@ class Seat:
         """Place the data that will be timed; returns the library's note about its algorithm."""
         self.device = self.contestant.device
         if case.huge and self.device.kind == "cpu":
-            raise Refused("more than 2**31 elements are measured on a GPU only")
+            raise Refused(TOO_LARGE)
         self.case, self.part = case, part(case)
         self.job = self.given = self.result = None  # what the case before held goes first
         data = operands(case, BEFORE)

@@ -31,7 +31,7 @@ BEFORE, AFTER = 0, 1  # the data set that is timed, and the one that is computed
 
 
 #: Floating-point operations, and elements, above which a case is checked in part.
-WHOLE_FLOPS, WHOLE_ELEMENTS = 2**35, 2**28
+WHOLE_FLOPS, WHOLE_ELEMENTS = 2**33, 2**28
 FEWEST = 3  # images or channels of a part
 PERIOD = 7  # images after which the data of so large a batch repeats itself
 

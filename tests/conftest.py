@@ -1,7 +1,8 @@
 """What all tests share: the backends that can run here, and a profile for hypothesis.
 
-`raw` runs on the host emulator where there is a C++ compiler. On a machine with a GPU, both GPU backends run there
-too, on CuPy arrays; ``-m gpu`` runs those alone.
+`raw` runs on the host emulator where there is a C++ compiler, on smaller problems of the same names. A process with
+``NUMBA_ENABLE_CUDASIM=1`` has `numba` alone, in Numba's simulator: tests/test_numba_simulator.py starts some. On a
+machine with a GPU, both GPU backends run there too, on CuPy arrays; ``-m gpu`` runs those alone.
 """
 
 from __future__ import annotations
@@ -14,11 +15,14 @@ import hypothesis
 import pytest
 
 import fastconv
+from fastconv.backends.numba_cuda.simulator import simulated
 from fastconv.backends.raw import cupy_device
-from fastconv.testing import emulator, gpu
+from fastconv.testing import cases, emulator, gpu
 
 HAS_GPU = cupy_device.unavailable() is None
 AVAILABLE = ["reference", "cpu", *(["raw"] if emulator.unavailable() is None else [])]
+if simulated():
+    AVAILABLE = ["numba"]
 ON_GPU = [pytest.param(f"{name} on gpu", marks=pytest.mark.gpu) for name in gpu.GPU_BACKENDS if HAS_GPU]
 EMULATED = emulator.EmulatedDevice()
 
@@ -45,9 +49,10 @@ hypothesis.settings.load_profile("fastconv")
 
 
 @pytest.fixture(params=[*AVAILABLE, *ON_GPU])
-def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Every backend that can run here; the same test body runs on each."""
     if request.param == "raw":
+        monkeypatch.setattr(cases, "CONV_MID", cases.CONV_MID_EMULATED)
         with emulator.using(EMULATED):
             yield request.param
     elif request.param.endswith(" on gpu"):

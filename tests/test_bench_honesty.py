@@ -8,7 +8,7 @@ import pytest
 from fastconv import dispatch
 from fastconv.backends.base import Launch
 from fastconv.backends.reference import ReferenceBackend
-from fastconv.benchmarks import device, verify
+from fastconv.benchmarks import device, runner, verify
 from fastconv.benchmarks.cases import Case, Layer, build_cases, parse_problem
 from fastconv.benchmarks.peers import Absent, Refused
 from fastconv.benchmarks.peers.library import Library
@@ -283,8 +283,19 @@ def test_the_data_of_a_huge_case_repeats_itself(monkeypatch):
 
 def test_more_than_32_bits_are_for_a_gpu():
     huge = next(case for case in build_cases(["huge"], ("fprop",)) if case.layer.name == "1x1")
+    seat = Seat("right", Library("reference"))
     with pytest.raises(Refused, match="on a GPU only"):
-        Seat("right", Library("reference")).prepare(huge)
+        seat.prepare(huge)
+    assert Table({"right": seat}, QUICK).measure(huge)["right"].status == "refused"  # and no reference is computed
+
+
+def test_a_reference_that_does_not_fit_costs_its_case_alone(monkeypatch):
+    def too_large(case):
+        raise MemoryError
+
+    monkeypatch.setattr(runner, "Expectation", too_large)
+    outcome = outcome_of(Library("reference"))
+    assert (outcome.status, outcome.reason) == ("failed", "the reference does not fit into memory")
 
 
 def test_an_emulated_gpu_is_not_measured(monkeypatch):

@@ -38,7 +38,6 @@ CASES = {
 EVERY = ("fprop", "dgrad", "wgrad")
 #: What each library computes; everything else it refuses.
 TAKES = {
-    "fastconv.cpu": set(CASES),
     "fastconv.reference": set(CASES),
     "torch": {name for name in CASES if not name.startswith(("asymmetric", "convolve", "correlate"))},
     "torch-nhwc": {

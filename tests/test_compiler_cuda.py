@@ -21,7 +21,7 @@ def own(tmp_path, monkeypatch):
     """A source folder and a cache of this test's own."""
     (tmp_path / "set.cu").write_text(CODE)
     monkeypatch.setattr(cuda, "source_folder", lambda: tmp_path)
-    monkeypatch.setattr(cuda, "source_digest", lambda: "own")
+    monkeypatch.setattr(cuda, "source_digest", lambda file: "own")
     monkeypatch.setenv("FASTCONV_CACHE_DIR", str(tmp_path / "cache"))
     return tmp_path
 
@@ -44,7 +44,7 @@ def test_kept_and_found(own, monkeypatch):
 def test_keyed_by_architecture_and_source(own, monkeypatch):
     cuda.cubins(INSTANCES, "sm_80")
     cuda.cubins(INSTANCES, "sm_90a")
-    monkeypatch.setattr(cuda, "source_digest", lambda: "changed")
+    monkeypatch.setattr(cuda, "source_digest", lambda file: "changed")
     cuda.cubins(INSTANCES, "sm_80")
     assert len(entries(own)) == 3
 
@@ -74,7 +74,7 @@ def test_processes_may_share_the_folder(own):
         "import hashlib, pathlib, sys\n"
         "from fastconv.compiler import cuda\n"
         "cuda.source_folder = lambda: pathlib.Path(sys.argv[1])\n"
-        "cuda.source_digest = lambda: 'own'\n"
+        "cuda.source_digest = lambda file: 'own'\n"
         "instances = tuple(cuda.Instance('set.cu', 'set', (v,)) for v in '12')\n"
         "print(hashlib.sha256(cuda.cubins(instances, 'sm_80')[0]).hexdigest())\n"
     )

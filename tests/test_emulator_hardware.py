@@ -211,6 +211,28 @@ def test_copies_land_when_they_are_waited_for():
         ahead(1, 1)
 
 
+def test_copies_of_4_and_8_bytes():
+    code = (
+        MATRIX
+        + """
+    __global__ void k(const int* x, int* y) {
+        __shared__ int a[32];
+        __shared__ __align__(8) int b[64];
+        int i = threadIdx.x;
+        copy_ahead<4>(a + i, x + i, i < 20);
+        copy_ahead<8>(b + 2 * i, x + 2 * i, i < 20);
+        commit_copies();
+        wait_copies<0>();
+        __syncthreads();
+        y[i] = a[31 - i], y[32 + i] = b[31 - i], y[64 + i] = b[63 - i];
+    }"""
+    )
+    x, y = np.arange(1, 65, dtype=np.int32), np.zeros(96, np.int32)
+    run(code, x, y)
+    a, b = np.where(np.arange(32) < 20, x[:32], 0), np.where(np.arange(64) < 40, x, 0)
+    assert (y == np.concatenate([a[::-1], b[31::-1], b[:31:-1]])).all()
+
+
 def test_a_wait_is_for_ones_own_copies():
     with pytest.raises(emulator.EmulatorError, match="nothing has written yet, 496 bytes into shared variable tile"):
         ahead(0, 0, barrier="")
@@ -688,10 +710,12 @@ k(const __grid_constant__ TensorMap map, float* y, const uint4* x, int s) {
     mma_int8<true, false>(i, r, 1, 2);
     mma_bf16(f, h, 3);
     mma_tf32(f, r, 1, 2);
+    copy_ahead<4>(tile, x, s);
     if (elected()) barrier_init(barrier, 1);
     barrier_arrive(barrier);
     copies_arrive(barrier);
     barrier_wait(barrier, 0);
+    barrier_wait(barrier, 1);
     y[1] = e[0] + i[0];
 #endif
 #if __CUDA_ARCH__ >= 900

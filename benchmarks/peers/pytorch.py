@@ -28,7 +28,7 @@ def to_torch(array: Array) -> Any:
 
 
 def to_numpy(tensor: Any) -> Array:
-    return arrays.to_numpy(tensor.detach())
+    return arrays.to_numpy(tensor.detach().cpu())
 
 
 class Torch(Contestant):
@@ -46,13 +46,16 @@ class Torch(Contestant):
         return f"torch {torch.__version__}, CPU, {form}, {torch.get_num_threads()} threads"
 
     def place(self, case: Case, role: str, array: Array) -> Any:
+        return self.formed(to_torch(array.copy()).to(self.where))
+
+    def formed(self, tensor: Any) -> Any:
+        """In this contestant's memory format."""
         import torch
 
-        tensor = to_torch(array.copy()).to(self.where)
-        if self.channels_last and array.ndim in (4, 5):
-            form = torch.channels_last if array.ndim == 4 else torch.channels_last_3d
-            return tensor.contiguous(memory_format=form)
-        return tensor
+        if not self.channels_last or tensor.ndim not in (4, 5):
+            return tensor
+        form = torch.channels_last if tensor.ndim == 4 else torch.channels_last_3d
+        return tensor.contiguous(memory_format=form)
 
     def write(self, case: Case, role: str, operand: Any, array: Array) -> None:
         operand.copy_(to_torch(array))
@@ -66,10 +69,9 @@ class Torch(Contestant):
         if self.channels_last and problem.ndim == 1:
             raise Refused("PyTorch has no channels_last format for 1-D")
         torch.set_grad_enabled(False)
-        call = (
-            _conv(case, problem, list(given)) if isinstance(problem, ConvProblem) else _pool(case, problem, list(given))
-        )
-        return Job(call, to_numpy)
+        if isinstance(problem, ConvProblem):
+            return Job(_conv(case, problem, given, self.formed), to_numpy)
+        return Job(_pool(case, problem, list(given)), to_numpy)
 
 
 class TorchChannelsLast(Torch):
@@ -110,7 +112,7 @@ class TorchCudaChannelsLast(TorchCuda):
     channels_last = True
 
 
-def _conv(case: Case, problem: ConvProblem, given: list[Any]) -> Callable[[], Any]:
+def _conv(case: Case, problem: ConvProblem, given: Sequence[Any], formed: Callable[[Any], Any]) -> Callable[[], Any]:
     import torch
 
     window, pass_ = problem.window, case.op.removeprefix("conv_")
@@ -124,10 +126,8 @@ def _conv(case: Case, problem: ConvProblem, given: list[Any]) -> Callable[[], An
         return partial(forward, *given, None, window.stride, pads, window.dilation, problem.groups)
     wanted = [pass_ == "dgrad", pass_ == "wgrad", False]
     dy, other = given
-    absent = dy.new_empty(problem.dims(case.result))  # of what is not asked for, only the shape counts
+    absent = formed(dy.new_empty(problem.dims(case.result)))  # of what is not asked for, only the shape counts
     x, w = (absent, other) if pass_ == "dgrad" else (other, absent)
-    if given[0].is_contiguous(memory_format=torch.channels_last) and not given[0].is_contiguous():
-        x, w = (tensor.contiguous(memory_format=torch.channels_last) for tensor in (x, w))
     backward = partial(
         torch.ops.aten.convolution_backward, dy, x, w, None, list(window.stride), pads, list(window.dilation),
         False, [0] * problem.ndim, problem.groups, wanted,

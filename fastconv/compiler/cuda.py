@@ -1,12 +1,14 @@
 """CUDA C++ to machine code by NVRTC, which needs no GPU; cubins are kept on disk.
 
-The sources are the templates in kernels/cuda. What is compiled is one line that includes a file, with an instance of
-one of its kernels as the name expression. A cubin's file depends on all sources, the options, NVRTC's version and
-the architecture.
+The sources are the templates in kernels/cuda. What is compiled is one line that includes a file, with instances of
+its kernels as name expressions. A cubin's file depends on the source and what it includes, the options, NVRTC's
+version and the architecture.
 """
 
 from __future__ import annotations
 
+import hashlib
+import re
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
@@ -38,10 +40,19 @@ def source_folder() -> Path:
     return Path(str(files("fastconv.kernels") / "cuda"))
 
 
-@lru_cache(maxsize=1)
-def source_digest() -> str:
-    """A digest of all CUDA C++ sources."""
-    return store.source_digest("fastconv.kernels", "cuda", (".cu", ".cuh"))
+@lru_cache(maxsize=64)
+def source_digest(file: str) -> str:
+    """A digest of a source and of all that it includes: a change in any of them compiles it anew."""
+    digest, todo, seen = hashlib.sha256(), [file], set()
+    while todo:
+        name = todo.pop()
+        if name in seen or not (source_folder() / name).exists():
+            continue
+        seen.add(name)
+        content = (source_folder() / name).read_bytes()
+        digest.update(name.encode() + content)
+        todo += re.findall(r'^\s*#include "([^"]+)"', content.decode(), re.MULTILINE)
+    return digest.hexdigest()
 
 
 @lru_cache(maxsize=1)
@@ -74,7 +85,7 @@ def cubins(instances: tuple[Instance, ...], arch: str) -> tuple[bytes, dict[Inst
     """
     (file,) = {instance.file for instance in instances}
     names = tuple(map(str, instances))
-    identity = (source_digest(), OPTIONS, nvrtc().getVersion(), arch, names)
+    identity = (source_digest(file), OPTIONS, nvrtc().getVersion(), arch, names)
     stem = f"{Path(file).stem}-{instances[0].kernel}-{arch}"
     path = store.place("cuda", stem, identity)
     kept = store.read(path)

@@ -8,7 +8,9 @@ kernels/README.md; the tests hold the same figures against what the kernels clai
 from __future__ import annotations
 
 import argparse
+import hashlib
 import importlib
+import json
 import re
 import shutil
 import subprocess
@@ -18,10 +20,12 @@ import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
+from typing import Any
 
 from fastconv.backends.raw import MODULES
+from fastconv.compiler import store
 from fastconv.compiler.cuda import ARCHITECTURES, Instance, cubins, source_folder
 from fastconv.errors import BackendError
 
@@ -59,8 +63,12 @@ def shipped(modules: Iterable[str] = MODULES) -> list[Instance]:
     return list(found)
 
 
+@cache
 def claims(instance: Instance) -> dict[str, object]:
-    """What the host side of an instance says of it: "sass", instructions it must have; "registers", at most."""
+    """What the host side of an instance says of it.
+
+    "sass": instructions that it must have; "registers": at most; "capability": the least that has its instructions.
+    """
     for name in MODULES:
         module = importlib.import_module(f"fastconv.backends.raw.{name}")
         if instance in set(module.instances()):
@@ -86,23 +94,33 @@ def cuobjdump() -> str:
 
 
 def measure(instances: Sequence[Instance], arch: str) -> list[Resources]:
-    """Compile instances of one file for an architecture and read the figures off the machine code."""
+    """Compile instances of one file for an architecture and read the figures off the machine code.
+
+    The figures are kept beside the machine code, by a digest of it.
+    """
     cubin, symbols = cubins(tuple(instances), arch)
+    names = {symbols[instance]: instance for instance in instances}
+    path = store.place("cuda", "resources", (hashlib.sha256(cubin).hexdigest(), WIDE.pattern, MATRIX.pattern))
+    kept = store.read(path)
+    if kept is None:
+        kept = json.dumps(_read(cubin)).encode()
+        store.write(path, kept)
+    found = json.loads(kept)
+    figures = ((names[name], arch, *found[name][:4], frozenset(found[name][4])) for name in names)
+    return [Resources(*figure) for figure in figures]
+
+
+def _read(cubin: bytes) -> dict[str, list[Any]]:
+    """By symbol: registers, shared memory, stack, local memory, and the instructions that are looked for."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
         usage, sass = _dump("--dump-resource-usage", file.name), _dump("-sass", file.name)
-    figures = dict(_usage(usage))
     code = dict(_functions(sass))
-    found = []
-    for instance in instances:
-        numbers, text = figures[symbols[instance]], code[symbols[instance]]
-        used = frozenset(f"{match[1]}.128" for match in WIDE.finditer(text)) | set(MATRIX.findall(text))
-        found.append(
-            Resources(
-                instance, arch, numbers["REG"], numbers["SHARED"], numbers["STACK"], numbers["LOCAL"], frozenset(used)
-            )
-        )
+    found = {}
+    for name, numbers in _usage(usage):
+        used = {f"{match[1]}.128" for match in WIDE.finditer(code[name])} | set(MATRIX.findall(code[name]))
+        found[name] = [*(numbers[key] for key in ("REG", "SHARED", "STACK", "LOCAL")), sorted(used)]
     return found
 
 
@@ -123,6 +141,12 @@ def _functions(text: str) -> Iterator[tuple[str, str]]:
     yield from zip(parts[1::2], parts[2::2], strict=True)
 
 
+def for_arch(instances: Iterable[Instance], arch: str) -> list[Instance]:
+    """Those of the instances whose instructions an architecture has."""
+    capability = int(re.sub(r"\D", "", arch))
+    return [instance for instance in instances if capability >= int(str(claims(instance).get("capability", 0)))]
+
+
 def by_file(instances: Iterable[Instance]) -> dict[str, list[Instance]]:
     files: dict[str, list[Instance]] = {}
     for instance in instances:
@@ -132,9 +156,9 @@ def by_file(instances: Iterable[Instance]) -> dict[str, list[Instance]]:
 
 def measure_all(instances: Iterable[Instance], archs: Sequence[str] = ARCHITECTURES) -> list[Resources]:
     """The figures of all instances on all architectures, compiled in parallel."""
-    jobs = [(group, arch) for group in by_file(instances).values() for arch in archs]
+    jobs = [(for_arch(group, arch), arch) for group in by_file(instances).values() for arch in archs]
     with ThreadPoolExecutor() as pool:
-        return [one for part in pool.map(lambda job: measure(*job), jobs) for one in part]
+        return [one for part in pool.map(lambda job: measure(*job), [job for job in jobs if job[0]]) for one in part]
 
 
 def table(found: Sequence[Resources]) -> str:
@@ -148,9 +172,10 @@ def table(found: Sequence[Resources]) -> str:
         "|---|---|---|---|---|---|",
     ]
     for instance, per in rows.items():
+        registers = ", ".join(str(per[arch].registers) if arch in per else "-" for arch in archs)
         wide = sorted(set().union(*(one.instructions for one in per.values())))
         lines.append(
-            f"| `{instance.file}` | `{instance}` | {', '.join(str(per[arch].registers) for arch in archs)} "
+            f"| `{instance.file}` | `{instance}` | {registers} "
             f"| {max(one.spills for one in per.values())} | {max(one.shared for one in per.values())} "
             f"| {', '.join(wide) or '-'} |"
         )

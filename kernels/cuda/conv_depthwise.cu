@@ -84,7 +84,7 @@ template <class T, class R, int V> __global__ void __launch_bounds__(256, 2) con
     gather<DGRAD, T, R, V>(a);
 }
 
-template <class T, class R, int V> __global__ void __launch_bounds__(256, V > 4 ? 1 : 2) conv_wgrad_depthwise(const __grid_constant__ Conv a) {
+template <class T, class R, int V> __global__ void __launch_bounds__(256, V > 1 ? 1 : 2) conv_wgrad_depthwise(const __grid_constant__ Conv a) {
     using A = computed<R>;
     __shared__ A sums[256][V];
     __shared__ int64_t moves[TAPS];

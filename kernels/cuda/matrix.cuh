@@ -20,6 +20,16 @@ __device__ inline void copy_ahead(void* to, const void* from, bool inside) {
 #endif
 }
 
+// 4 or 8 bytes.
+#if __CUDA_ARCH__ >= 800
+template <int BYTES> __device__ inline void copy_ahead(void* to, const void* from, bool inside) {
+    static_assert(BYTES == 4 || BYTES == 8);
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(shared_address(to)), "l"(from), "n"(BYTES),
+                 "r"(inside ? BYTES : 0)
+                 : "memory");
+}
+#endif
+
 __device__ inline void commit_copies() {
 #if __CUDA_ARCH__ >= 800
     asm volatile("cp.async.commit_group;" ::: "memory");

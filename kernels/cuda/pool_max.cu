@@ -221,7 +221,7 @@ __global__ void __launch_bounds__(256, 2) maxpool_dgrad(const __grid_constant__ 
                     const Pack<G, V> share = load<V>(dy + d * a.ys[2] + h * a.ys[3] + w * a.ys[4]);
 #pragma unroll
                     for (int k = 0; k < V; ++k)
-                        if (taken.at[k] == mine) sum[k] += widen(share.at[k]);
+                        sum[k] += taken.at[k] == mine ? widen(share.at[k]) : computed<G>(0);
                 }
             }
         }
@@ -256,7 +256,8 @@ __global__ void __launch_bounds__(256, 2) maxpool_dgrad_blocks(const __grid_cons
                     for (int v = 0; v < S && n * S + v < K; ++v)
 #pragma unroll
                         for (int k = 0; k < V; ++k)
-                            if (taken.at[k] == (m * S + u) * K + n * S + v) sum[u][v][k] += widen(share.at[k]);
+                            sum[u][v][k] +=
+                                taken.at[k] == (m * S + u) * K + n * S + v ? widen(share.at[k]) : computed<G>(0);
             }
         }
 #pragma unroll

@@ -43,9 +43,11 @@ class RawBackend:
         if op == "correlate":
             reason: str | None = family(op).rejects(problem)
             return reason
-        largest = max(*problem.size, *problem.out, problem.C)
+        largest = max(*problem.dims("x")[1:], *problem.dims("y")[1:])
+        if problem.window is not None:
+            largest = max(largest, *(n + sum(pad) for n, pad in zip(problem.size, problem.window.pad, strict=True)))
         if largest >= 2**31:
-            return f"an axis of {largest} elements is longer than its kernels count, 2**31 - 1"
+            return f"an axis of {largest} elements, padding counted, is longer than its kernels count, 2**31 - 1"
         if problem.window is not None and (furthest := widest(problem.window)) >= 2**31:
             return f"a window with the number {furthest} reaches further than its kernels count, 2**31 - 1"
         return None

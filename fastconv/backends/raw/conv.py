@@ -18,13 +18,13 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from fastconv import tuning
-from fastconv.arrays import canonical, dtype_of
+from fastconv.arrays import dtype_of
 from fastconv.backends.base import OPS, Launch
 from fastconv.backends.raw import conv_depthwise, conv_direct, conv_gemm, conv_mma, device
-from fastconv.backends.raw.conv_steps import THREADS, Operands, Step, reductions
+from fastconv.backends.raw.conv_steps import Operands, reductions
 from fastconv.backends.raw.device import Device, Properties
+from fastconv.backends.raw.launching import Step
 from fastconv.compiler.cuda import Instance
-from fastconv.gpu_arrays import CudaView, contiguous
 from fastconv.problem import ConvProblem, Ints
 
 #: By name; `direct` takes every problem.
@@ -76,18 +76,10 @@ def build(op: str, problem: ConvProblem, choice: Choice) -> Launch:
 def _measure(op: str, problem: ConvProblem, choices: list[Choice]) -> Choice:
     """Time the applicable algorithms on contiguous arrays of the problem's layout, in uninitialised memory."""
     gpu = device.current()
-    roles, (result,) = OPS[op]
-    views: dict[str, Any] = {}
-    memory = []
-    for role in (role for role in (result, *roles) if not role.endswith("bias")):
-        dtype = dtype_of("int8" if problem.dtype == "int32" and role != result else problem.dtype)
-        shape = problem.shape(role)
-        memory.append(gpu.scratch(dtype.itemsize * math.prod(shape)))
-        strides = contiguous(shape, dtype.itemsize)
-        view: Any = CudaView(memory[-1].pointer, shape, strides, dtype, memory[-1])
-        views[role] = canonical(problem, role, view)
-    operands = Operands.of(problem, views, aligned=True)
-    addresses = (*(views[role].pointer for role in ("x", "w", "y")), 0)
+    operands = Operands.contiguous(problem)
+    size = dtype_of(problem.dtype).itemsize
+    memory = [gpu.scratch(size * math.prod(problem.dims(role))) for role in ("x", "w", "y")]
+    addresses = (*(scratch.pointer for scratch in memory), 0)
 
     def candidate(choice: Choice) -> Callable[[], None]:
         run = Run(op, problem, choice)
@@ -167,4 +159,4 @@ def claims(instance: Instance) -> dict[str, Any]:
         if instance.file in module.FILES:
             found: dict[str, Any] = module.claims(instance)
             return found
-    return {"registers": 65536 // THREADS // 2}
+    return {"registers": 128}

@@ -10,19 +10,17 @@ from fastconv.backends.raw import args
 from fastconv.backends.raw.conv_steps import (
     RESIDENT,
     SUMSIZE,
-    THREADS,
     TYPES,
     WIDTHS,
     Offer,
     Operands,
-    Step,
-    blocks_for,
     conv_args,
     pixels_of,
     power_of_two,
     reduction,
 )
 from fastconv.backends.raw.device import Properties, workspace_limit
+from fastconv.backends.raw.launching import Step, blocks_for
 from fastconv.compiler.cuda import Instance
 from fastconv.problem import ConvProblem
 
@@ -96,7 +94,7 @@ def instances() -> Iterator[Instance]:
 
 
 def claims(instance: Instance) -> dict[str, Any]:
-    """Packed instances move 16 bytes at a time."""
+    """Packed instances load 16 bytes at a time; two blocks fit a multiprocessor, but for the packed wgrad."""
     packed = instance.args[-1] != "1"
-    resident = 1 if packed and instance.kernel == "conv_wgrad_depthwise" else 2
-    return {"registers": 65536 // THREADS // resident, **({"sass": ("LDG.E.128",)} if packed else {})}
+    registers = 255 if packed and instance.kernel == "conv_wgrad_depthwise" else 128
+    return {"registers": registers, **({"sass": ("LDG.128",)} if packed else {})}

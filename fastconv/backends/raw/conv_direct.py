@@ -7,21 +7,18 @@ from typing import Any
 
 from fastconv.backends.raw import args
 from fastconv.backends.raw.conv_steps import (
-    LARGEST_GRID,
     RESIDENT,
-    THREADS,
     TYPES,
     WIDTHS,
     Offer,
     Operands,
-    Step,
-    blocks_for,
     conv_args,
     per_group,
     pixels_of,
     power_of_two,
 )
 from fastconv.backends.raw.device import Properties
+from fastconv.backends.raw.launching import LARGEST_GRID, THREADS, Step, blocks_for
 from fastconv.compiler.cuda import Instance
 from fastconv.problem import ConvProblem
 
@@ -93,6 +90,6 @@ def instances() -> Iterator[Instance]:
 
 
 def claims(instance: Instance) -> dict[str, Any]:
-    """Packed instances load 16 bytes at a time."""
+    """Packed instances load 16 bytes at a time; two blocks fit a multiprocessor."""
     packed = instance.args[-1] != "SCALAR"
-    return {"registers": 65536 // THREADS // 2, **({"sass": ("LDG.E.128",)} if packed else {})}
+    return {"registers": 128, **({"sass": ("LDG.128",)} if packed else {})}

@@ -12,7 +12,6 @@ from fastconv.backends.raw.conv_steps import (
     TYPES,
     Offer,
     Operands,
-    Step,
     conv_args,
     per_group,
     pixels_of,
@@ -20,6 +19,7 @@ from fastconv.backends.raw.conv_steps import (
     result_of,
 )
 from fastconv.backends.raw.device import Properties, workspace_limit
+from fastconv.backends.raw.launching import Step
 from fastconv.compiler.cuda import Instance
 from fastconv.problem import ConvProblem
 

@@ -16,16 +16,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastconv.backends.raw import args
-from fastconv.backends.raw.conv_steps import (
-    LARGEST_GRID,
-    Offer,
-    Operands,
-    Step,
-    blocks_for,
-    per_group,
-    pixels_of,
-)
+from fastconv.backends.raw.conv_steps import Offer, Operands, per_group, pixels_of
 from fastconv.backends.raw.device import Properties, workspace_limit
+from fastconv.backends.raw.launching import LARGEST_GRID, Step, blocks_for
 from fastconv.compiler.cuda import Instance
 from fastconv.problem import ACTIVATIONS, ConvProblem, Ints
 
@@ -507,19 +500,9 @@ def instances() -> Iterator[Instance]:
         yield Instance(PACK_FILE, "pack", (bits,))
 
 
-def least_architecture(instance: Instance) -> int:
-    """The compute capability from which an instance's matrix instructions exist."""
-    return 75 if instance.file == PACK_FILE or instance.args[0] == "f16" else 80
-
-
 def claims(instance: Instance) -> dict[str, Any]:
-    """Matrix products; copies and 16-byte stores as the head of each kernel says."""
+    """Matrix products, and the copies and 16-byte stores that the head of each kernel tells of; bf16 from sm_80 on."""
     if instance.file == PACK_FILE:
         return {}
     sass = ("HMMA", "STG.128") if instance.file == GATHER_FILE else ("HMMA",)
-    return {"sass": sass}
-
-
-def compiles_for(instance: Instance, capability: int) -> bool:
-    """Whether an architecture has an instance's matrix instructions."""
-    return capability >= least_architecture(instance)
+    return {"sass": sass, "capability": 75 if instance.args[0] == "f16" else 80}

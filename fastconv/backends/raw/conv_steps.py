@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import math
-import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastconv.arrays import name_of
+from fastconv.arrays import canonical, dtype_of, name_of
 from fastconv.backends.raw import args
+from fastconv.backends.raw.launching import Step, blocks_for
 from fastconv.compiler.cuda import Instance
 from fastconv.problem import ConvProblem, Ints
 
-THREADS = 256
-LARGEST_GRID = 2**31 - 1
 #: A dtype of the result: operands and result as template arguments, where all are of one dtype.
 TYPES = {
     "float16": ("f16", "f16"), "bfloat16": ("bf16", "bf16"), "float32": ("float", "float"),
@@ -71,6 +69,17 @@ class Operands:
             types = ("Any", types[1])
         return cls(strides, dtypes, aligned, types)
 
+    @classmethod
+    def contiguous(cls, problem: ConvProblem) -> Operands:
+        """Contiguous, aligned operands in the problem's layout."""
+        views = {}
+        for role in ("x", "w", "y"):
+            dtype, shape = dtype_of("int8" if problem.dtype == "int32" else problem.dtype), problem.shape(role)
+            strides = tuple(dtype.itemsize * math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
+            nowhere = np.lib.stride_tricks.as_strided(np.empty((), dtype), shape, strides)  # its elements are not there
+            views[role] = canonical(problem, role, nowhere)
+        return cls.of(problem, views, aligned=True)
+
     @property
     def mixed(self) -> bool:
         """Floats of more than one dtype."""
@@ -109,45 +118,6 @@ def conv_args(
     filled["blocks"] = args.divisor(blocks)
     filled["walk"], filled["lanes"], filled["splits"] = walk, lanes, splits
     return filled
-
-
-CONV_POINTERS = (0, 1, 2, 3, 4)  # of the struct Conv, in (x, w, y, bias, scratch)
-
-
-class Step:
-    """One launch: all of it but the addresses. Buffers for the struct are reused, each by one call at a time."""
-
-    __slots__ = ("block", "dtype", "free", "function", "grid", "instance", "pack", "pointers", "shared", "template")
-
-    def __init__(
-        self, instance: Instance, grid: int, filled: np.ndarray, pointers: Ints = CONV_POINTERS, block: int = THREADS,
-        shared: int = 0,
-    ):  # fmt: skip
-        self.shared = shared
-        self.instance, self.grid, self.block = instance, (grid, 1, 1), (block, 1, 1)
-        self.template, self.dtype, self.pointers = filled.tobytes(), filled.dtype, pointers
-        self.pack = struct.Struct(f"={len(pointers)}Q").pack_into
-        self.free: list[tuple[bytearray, np.ndarray]] = []
-        self.function: Any = None
-
-    def launch(self, gpu: Any, addresses: Ints) -> None:
-        """Launch with these addresses of (x, w, y, bias, scratch); the device copies the struct."""
-        try:
-            buffer, filled = self.free.pop()
-        except IndexError:
-            buffer = bytearray(self.template)
-            filled = np.frombuffer(buffer, self.dtype)
-        if self.pointers is CONV_POINTERS:
-            self.pack(buffer, 0, *addresses)
-        else:
-            self.pack(buffer, 0, *[addresses[i] for i in self.pointers])
-        gpu.launch(self.function, self.grid, self.block, self.shared, filled)
-        self.free.append((buffer, filled))
-
-
-def blocks_for(threads: int) -> int:
-    """The blocks of a grid-stride launch over that many threads' work."""
-    return min(max(1, -(-threads // THREADS)), LARGEST_GRID)
 
 
 def power_of_two(least: int) -> int:

@@ -187,17 +187,16 @@ class Products:
             out[...] = dense
             return
         on = device.current()
-        pointers = {"x": on.pointer(x), "w": on.pointer(w), "y": on.pointer(out)}
-        key = (x.strides, w.strides, out.strides)
+        key = (on, x.strides, w.strides, out.strides)
         steps = self.steps.get(key)
         if steps is None:
             steps = self.steps[key] = self.strided(x, w, out)
-        if self.algorithm != "dot":
-            steps[0](on, **pointers)
-            return
-        partial = on.scratch(self.workspace)
+            for step in steps:
+                step.function = on.function(step.instance)
+        partial = on.scratch(self.workspace) if self.workspace else None  # held until all is launched
+        addresses = on.pointer(x), on.pointer(w), on.pointer(out), partial.pointer if partial else 0
         for step in steps:
-            step(on, **pointers, partial=partial.pointer)
+            step.launch(on, addresses)
 
     def strided(self, x: Array, w: Array, y: Array) -> tuple[Step, ...]:
         """The launches for views of these strides."""
@@ -208,15 +207,15 @@ class Products:
         outputs, name = math.prod(self.geometry.out), self.name
         if self.algorithm == "dot":
             return (
-                Step(Instance(FILE, "correlate_dot", (name,)), filled, outputs * self.config["parts"]),
-                Step(Instance(FILE, "correlate_join", (name,)), filled, blocks_for(outputs)),
+                Step(Instance(FILE, "correlate_dot", (name,)), outputs * self.config["parts"], filled),
+                Step(Instance(FILE, "correlate_join", (name,)), blocks_for(outputs), filled),
             )
         if self.algorithm == "rows":
             last = int(filled["out"]["value"][-1])
             blocks = outputs // last * -(-last // ROW_OUTPUTS)
-            return (Step(Instance(FILE, "correlate_rows", (name,)), filled, blocks, ROW_THREADS),)
+            return (Step(Instance(FILE, "correlate_rows", (name,)), blocks, filled, block=ROW_THREADS),)
         instance = Instance(FILE, "correlate_direct", (name, str(self.config["axes"])))
-        return (Step(instance, filled, blocks_for(outputs)),)
+        return (Step(instance, blocks_for(outputs), filled),)
 
 
 def whole(view: Array) -> bool:

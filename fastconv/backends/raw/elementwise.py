@@ -72,14 +72,18 @@ class Activation:
         if views[0].size == 0:
             return
         on = device.current()
-        pointers = [on.pointer(view) for view in views]
-        key = tuple((view.strides, pointer % ACCESS) for view, pointer in zip(views, pointers, strict=True))
+        addresses = [on.pointer(view) for view in views]
+        bits = 0
+        for each in addresses:
+            bits |= each
+        key = (on, bits % ACCESS, *[view.strides for view in views])
         step = self.steps.get(key)
         if step is None:
-            step = self.steps[key] = self.prepare(views, pointers)
-        step(on, **dict(zip(("y", "x", "saved"), pointers, strict=False)))
+            step = self.steps[key] = self.prepare(views, bits)
+            step.function = on.function(step.instance)
+        step.launch(on, addresses)
 
-    def prepare(self, views: tuple[Array, ...], pointers: list[int]) -> Step:
+    def prepare(self, views: tuple[Array, ...], bits: int) -> Step:
         shape, strides = merge(views)
         filled = np.zeros((), args.MAP)
         filled["count"], filled["axes"], filled["activation"] = math.prod(shape), len(shape), self.code
@@ -87,10 +91,10 @@ class Activation:
         for name, steps in zip(("ys", "xs", "ss"), strides, strict=False):
             filled[name][: len(shape)] = steps
         lanes = ACCESS // views[0].dtype.itemsize
-        run = all(steps == (1,) for steps in strides) and all(pointer % ACCESS == 0 for pointer in pointers)
-        lanes = lanes if run else 1
+        lanes = lanes if all(steps == (1,) for steps in strides) and bits % ACCESS == 0 else 1
         instance = Instance(FILE, self.op, (stored(views[0]), str(lanes)))
-        return Step(instance, filled, blocks_for(-(-math.prod(shape) // lanes)))
+        pointers = tuple(range(len(views)))  # y, x, saved: those that there are
+        return Step(instance, blocks_for(-(-math.prod(shape) // lanes)), filled, pointers)
 
 
 class BiasGrad:
@@ -98,21 +102,24 @@ class BiasGrad:
 
     def __init__(self, problem: PoolProblem, sms: int):
         self.problem, self.sms, self.size = problem, sms, args.lift(problem.size, 1)
-        self.steps: dict[Any, tuple[Step, Step]] = {}
+        self.steps: dict[Any, tuple[int, Step, Step]] = {}
         _, parts = self.split(problem.layout == "NHWC", lanes_of(problem.dtype))
         self.workspace = parts * problem.C * working(problem.dtype)
 
     def run(self, db: Array, dy: Array) -> None:
         on = device.current()
         pointer = on.pointer(dy)
-        key = (dy.strides, db.strides, pointer % ACCESS)
+        key = (on, dy.strides, db.strides, pointer % ACCESS)
         steps = self.steps.get(key)
         if steps is None:
             steps = self.steps[key] = self.prepare(db, dy, pointer)
-        first, second = steps
-        scratch = on.scratch(int(first.args["parts"]) * self.problem.C * working(self.problem.dtype))
-        first(on, y=pointer, partial=scratch.pointer)
-        second(on, b=on.pointer(db), partial=scratch.pointer)
+            for step in steps[1:]:
+                step.function = on.function(step.instance)
+        nbytes, first, second = steps
+        scratch = on.scratch(nbytes)
+        addresses = pointer, on.pointer(db), scratch.pointer
+        first.launch(on, addresses)
+        second.launch(on, addresses)
 
     def split(self, last: bool, lanes: int) -> tuple[int, int]:
         """(threads of a block along channels, into how many parts the pixels are cut)."""
@@ -123,7 +130,7 @@ class BiasGrad:
         fill = max(1, BLOCKS_PER_SM * self.sms // -(-groups // across))
         return across, max(1, -(-pixels // (rows * LONGEST)), min(fill, -(-pixels // (rows * 8))))
 
-    def prepare(self, db: Array, dy: Array, pointer: int) -> tuple[Step, Step]:
+    def prepare(self, db: Array, dy: Array, pointer: int) -> tuple[int, Step, Step]:
         steps, size, last = args.strides_of(dy), self.size, channels_last(dy)
         rows, planes = steps[4] * size[2], steps[4] * size[2] * size[1]
         if (steps[3] == rows or size[1] == 1) and (steps[2] == planes or size[0] == 1):
@@ -140,9 +147,11 @@ class BiasGrad:
         filled["lanes"], filled["parts"] = self.split(last, lanes)
         groups = -(-self.problem.C // (int(filled["lanes"]) * (lanes if last else 1)))
         name = stored(dy)
+        parts = int(filled["parts"])
         return (
-            Step(Instance(FILE, "bias_grad_partial", (name, str(lanes))), filled, groups * int(filled["parts"])),
-            Step(Instance(FILE, "bias_grad", (name,)), filled, blocks_for(self.problem.C)),
+            parts * self.problem.C * working(self.problem.dtype),
+            Step(Instance(FILE, "bias_grad_partial", (name, str(lanes))), groups * parts, filled),
+            Step(Instance(FILE, "bias_grad", (name,)), blocks_for(self.problem.C), filled),
         )
 
 

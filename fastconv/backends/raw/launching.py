@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+import itertools
+import struct
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,10 @@ from fastconv.arrays import name_of
 from fastconv.backends.raw.device import Device, workspace_limit
 from fastconv.compiler.cuda import Instance
 from fastconv.errors import BackendError
+from fastconv.problem import Ints
 
 THREADS = 256
-MOST_BLOCKS = 2**31 - 1
+LARGEST_GRID = 2**31 - 1
 ACCESS = 16  # bytes: the widest that a thread loads or stores at once
 
 #: Dtypes by their name in C++.
@@ -24,25 +26,50 @@ STORED = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
 class Step:
-    """One launch of a kernel, its struct filled but for the pointers."""
+    """One launch: all of it but the addresses. Buffers for the struct are reused, each by one call at a time.
 
-    instance: Instance
-    args: np.ndarray
-    blocks: int
-    threads: int = THREADS
+    Addresses are the first fields of a struct. Where `pointers` is given, they say per field which of a call's
+    addresses it takes; else a call has them in the order of the fields.
+    """
 
-    def __call__(self, on: Device, **pointers: int) -> None:
-        args = self.args.copy()
-        for name, pointer in pointers.items():
-            args[name] = pointer
-        on.launch(on.function(self.instance), (self.blocks, 1, 1), (self.threads, 1, 1), 0, args)
+    __slots__ = ("block", "dtype", "free", "function", "grid", "instance", "pack", "pointers", "shared", "template")
+
+    def __init__(
+        self, instance: Instance, grid: int, filled: np.ndarray, pointers: Ints | None = None, block: int = THREADS,
+        shared: int = 0,
+    ):  # fmt: skip
+        self.instance, self.grid, self.block, self.shared = instance, (grid, 1, 1), (block, 1, 1), shared
+        self.template, self.dtype, self.pointers = filled.tobytes(), filled.dtype, pointers
+        fields = address_fields(filled.dtype) if pointers is None else pointers
+        self.pack = struct.Struct(f"={len(fields)}Q").pack_into
+        self.free: list[tuple[bytearray, np.ndarray]] = []
+        self.function: Any = None
+
+    def launch(self, gpu: Device, addresses: Sequence[int]) -> None:
+        """Launch with these addresses; the device copies the struct before it returns."""
+        try:
+            buffer, filled = self.free.pop()
+        except IndexError:
+            buffer = bytearray(self.template)
+            filled = np.frombuffer(buffer, self.dtype)
+        if self.pointers is None:
+            self.pack(buffer, 0, *addresses)
+        else:
+            self.pack(buffer, 0, *[addresses[i] for i in self.pointers])
+        gpu.launch(self.function, self.grid, self.block, self.shared, filled)
+        self.free.append((buffer, filled))
 
 
-def blocks_for(items: int, threads: int = THREADS) -> int:
-    """Enough blocks for a thread per item; kernels loop over the rest."""
-    return max(1, min(-(-items // threads), MOST_BLOCKS))
+def address_fields(dtype: np.dtype) -> tuple[str, ...]:
+    """The names of a struct's first fields, those that hold addresses."""
+    names = dtype.names or ()
+    return tuple(itertools.takewhile(lambda name: dtype[name] == np.uint64, names))
+
+
+def blocks_for(threads: int) -> int:
+    """The blocks of a grid-stride launch over that many threads' work."""
+    return min(max(1, -(-threads // THREADS)), LARGEST_GRID)
 
 
 def stored(view: Any) -> str:

@@ -31,6 +31,7 @@ from fastconv.backends.raw.launching import (
     ACCESS,
     STORED,
     Step,
+    address_fields,
     aligned,
     blocks_for,
     channels_last,
@@ -48,6 +49,8 @@ Run = Callable[..., None]
 
 MOST_NUMBERED = 2**31  # taps of windows that threads of several channels number
 MOST_TAPS = 255  # that a byte can number, 255 being none
+NOTE, OFFSET, WINNER = np.dtype(np.uint8), np.dtype(np.int64), np.dtype(np.uint32)
+FILES = {"max": "pool_max.cu", "avg": "pool_avg.cu", "lpp": "pool_lp.cu"}
 STRIDES = {"x": "xs", "y": "ys", "dx": "dxs", "indices": "is", "scratch": "ss"}
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 #: The dtypes with 16-byte kernels; of the others, neighbouring threads fill a memory access well enough.
@@ -190,12 +193,13 @@ def plan(op: str, problem: PoolProblem) -> Launch:
     compute = BUILD.get(op, fprop)(problem, op)
     check = CHECKS[op](problem) if op in CHECKS else None
 
-    def run(*views: Array) -> None:
+    def each(*views: Array) -> None:
         if check is not None and views[0].size:
             views = (*views[:-1], check(views[-1]))
         for part in pieces:
             compute(*(views if len(pieces) == 1 else [None if view is None else view[part] for view in views]))
 
+    run = compute if len(pieces) == 1 and check is None else each
     return Launch(run, algorithm, why, config, total(pieces, nbytes))
 
 
@@ -203,29 +207,45 @@ def plan(op: str, problem: PoolProblem) -> Launch:
 
 
 class Pass:
-    """A kernel of a problem, whose struct is filled once for views of the same strides and alignment.
+    """A kernel of a problem; a struct is filled once for views of the same strides and alignment.
 
-    Its threads run over the outputs ("out") or the input cells ("size") of `main`, the view that it writes.
+    `roles` name its views in the order of a call, the one that it writes first. Its threads run over outputs ("out") or
+    input cells ("size"). `template` gives its first arguments from the dtypes by role; with `lanes` > 0 another one
+    follows, how many channels a thread takes: up to so many where they are adjacent.
     """
 
-    def __init__(self, problem: PoolProblem, file: str, kernel: str, over: str, main: str):
+    def __init__(
+        self, problem: PoolProblem, kernel: str, over: str, roles: str,
+        template: Callable[[dict[str, Any]], tuple[str, ...]] = lambda views: (), lanes: int = 0,
+    ):  # fmt: skip
         self.problem, self.geometry, self.plain = problem, args.pool(problem), tuning.autotune() == "off"
-        self.file, self.kernel, self.over, self.main = file, kernel, over, main
+        self.file, self.kernel, self.over, self.roles = FILES[kernel[:3]], kernel, over, roles.split()
+        self.template, self.lanes = template, lanes
+        nowhere = len(self.roles)
+        self.pointers = tuple(
+            self.roles.index(name) if name in self.roles else nowhere for name in address_fields(args.POOL)
+        )
         self.steps: dict[Any, Step] = {}
 
-    def __call__(self, on: device.Device, template: tuple[str, ...], lanes: int, **views: Array) -> None:
-        """Launch on views; with lanes > 0, by the instance that moves up to so many channels at once."""
-        pointers = {name: address(on, view) for name, view in views.items()}
-        key = (template, *((name, view.strides, pointers[name] % ACCESS) for name, view in views.items()))
-        key = (views[self.main].shape[:2], key)
+    def __call__(self, on: device.Device, *views: Array) -> None:
+        """Launch on views, in the order of the roles."""
+        addresses = [address(on, view) for view in views]
+        bits = 0
+        for each in addresses:
+            bits |= each
+        key = (on, bits % ACCESS, views[0].shape, *[(view.strides, view.dtype) for view in views])
         step = self.steps.get(key)
         if step is None:
-            step = self.steps[key] = self.prepare(template, lanes, views, pointers)
-        step(on, **pointers)
+            step = self.steps[key] = self.prepare(dict(zip(self.roles, views, strict=True)), bits)
+            step.function = on.function(step.instance)
+        addresses.append(0)
+        step.launch(on, addresses)
 
-    def prepare(self, template: tuple[str, ...], lanes: int, views: dict[str, Array], pointers: dict[str, int]) -> Step:
-        N, C = views[self.main].shape[:2]
-        source = views["x"] if "x" in views else views[self.main]
+    def prepare(self, views: dict[str, Array], bits: int) -> Step:
+        main, template = views[self.roles[0]], self.template(views)
+        N, C = main.shape[:2]
+        source: Array = views.get("x", main)
+        lanes = min(self.lanes, lanes_of(name_of(source.dtype)))
         filled, last = self.geometry.copy(), channels_last(source)
         filled["N"], filled["channels_last"] = N, last
         for name, view in views.items():
@@ -233,7 +253,7 @@ class Pass:
                 filled[STRIDES[name]] = args.strides_of(view)
         moved = [name for name in views if name not in ("flag", *(("indices",) if self.over == "out" else ()))]
         wide = last and self.problem.taps < MOST_NUMBERED
-        if lanes > 1 and not (wide and all(aligned(views[name], pointers[name], lanes, 1) for name in moved)):
+        if lanes > 1 and not (wide and all(aligned(views[name], bits, lanes, 1) for name in moved)):
             lanes = 1
         by_tap = template[1:] == ("uint8_t",)
         algorithm = "direct" if self.plain else variant(self.kernel, self.problem, name_of(source.dtype), last, by_tap)
@@ -241,7 +261,7 @@ class Pass:
         packs = C // max(1, lanes)
         filled["packs"], filled["over"] = args.divisor(packs), [args.divisor(extent) for extent in over]
         threads = N * packs * math.prod(over) * (WARP if algorithm == "wide" else 1)
-        return Step(Instance(self.file, kernel, template), filled, blocks_for(threads))
+        return Step(Instance(self.file, kernel, template), blocks_for(threads), filled, self.pointers)
 
     def instance(self, algorithm: str, template: tuple[str, ...], lanes: int) -> tuple[str, tuple[str, ...], Ints]:
         """(kernel, template arguments, what its threads run over)"""
@@ -261,9 +281,9 @@ class Pass:
 class Workspace:
     """Scratch memory as a view [N, C, three extents], its channels last where `like` has them so."""
 
-    def __init__(self, on: device.Device, like: Array, extents: tuple[int, ...], dtype: Any):
+    def __init__(self, on: device.Device, like: Array, extents: Ints, dtype: np.dtype):
         N, C = like.shape[:2]
-        self.dtype = np.dtype(dtype)
+        self.dtype = dtype
         self.memory = on.scratch(N * C * math.prod(extents) * self.dtype.itemsize)
         d, h, w = args.lift(extents, 1)
         self.shape = (N, C, d, h, w)
@@ -277,73 +297,75 @@ def address(on: device.Device, view: Array) -> int:
     return view.memory.pointer if type(view) is Workspace else on.pointer(view)
 
 
+def of_x(views: dict[str, Array]) -> tuple[str, ...]:
+    return (stored(views["x"]),)
+
+
 def fprop(problem: PoolProblem, op: str) -> Run:
     """Max pooling with or without indices, average and Lp pooling."""
-    kernel = "maxpool_fprop" if op == "maxpool_indices" else op
-    compute = Pass(problem, FILES[op[:3]], kernel, "out", "y")
-    lanes = 0 if op == "lppool_fprop" else lanes_of(problem.dtype)
+    kernel, roles = ("maxpool_fprop", "y indices x") if op == "maxpool_indices" else (op, "y x")
+    compute = Pass(problem, kernel, "out", roles, of_x, 0 if op == "lppool_fprop" else ACCESS)
 
-    def run(y: Array, *views: Array) -> None:
-        *indices, x = views
-        compute(device.current(), (stored(x),), lanes, y=y, x=x, **dict(zip(("indices",), indices, strict=False)))
+    def run(*views: Array) -> None:
+        compute(device.current(), *views)
 
     return run
 
 
 def max_dgrad(problem: PoolProblem, op: str) -> Run:
     by_tap, gradient = noted_by_tap(problem), summed(problem.dtype)
-    noted, lanes, T = ("scratch", lanes_of(problem.dtype), "uint8") if by_tap else ("indices", 1, "int64")
-    find = Pass(problem, "pool_max.cu", "maxpool_fprop", "out", noted)
-    gather = Pass(problem, "pool_max.cu", op, "size", "dx")
+    along = Pass(problem, op, "size", "dx y indices", lambda views: (gradient, "int64_t"), 1)
+    find = Pass(problem, "maxpool_fprop", "out", "scratch x" if by_tap else "indices x", of_x, ACCESS)
+    gather = Pass(problem, op, "size", "dx y indices", lambda views: (gradient, "uint8_t"), ACCESS) if by_tap else along
 
     def run(dx: Array, dy: Array, x: Array, indices: Array | None) -> None:
         on = device.current()
         if indices is not None:
-            gather(on, (gradient, "int64_t"), 1, dx=dx, y=dy, indices=indices)
+            along(on, dx, dy, indices)
             return
-        notes = Workspace(on, dx, problem.out, T)
-        find(on, (stored(x),), lanes_of(name_of(x.dtype)), **{"x": x, noted: notes})
-        gather(on, (gradient, f"{T}_t"), lanes, dx=dx, y=dy, indices=notes)
+        notes = Workspace(on, dx, problem.out, NOTE if by_tap else OFFSET)
+        find(on, notes, x)
+        gather(on, dx, dy, notes)
 
     return run
 
 
 def avg_dgrad(problem: PoolProblem, op: str) -> Run:
-    gather = Pass(problem, "pool_avg.cu", op, "size", "dx")
+    gather = Pass(problem, op, "size", "dx y", lambda views: (stored(views["y"]),), ACCESS)
 
     def run(dx: Array, dy: Array) -> None:
-        gather(device.current(), (stored(dx),), lanes_of(problem.dtype), dx=dx, y=dy)
+        gather(device.current(), dx, dy)
 
     return run
 
 
 def lp_dgrad(problem: PoolProblem, op: str) -> Run:
-    measure = Pass(problem, "pool_lp.cu", "lppool_fprop", "out", "scratch")
-    gather = Pass(problem, "pool_lp.cu", op, "size", "dx")
+    measure = Pass(problem, "lppool_fprop", "out", "scratch x", of_x)
+    gather = Pass(problem, op, "size", "dx y x scratch", of_x)
+    dtype = np.dtype(f"f{WORKING[problem.dtype]}")
 
     def run(dx: Array, dy: Array, x: Array) -> None:
         on = device.current()
-        norms = Workspace(on, dx, problem.out, f"f{WORKING[problem.dtype]}")
-        measure(on, (stored(x),), 0, x=x, scratch=norms)
-        gather(on, (stored(dx),), 0, dx=dx, y=dy, x=x, scratch=norms)
+        norms = Workspace(on, dx, problem.out, dtype)
+        measure(on, norms, x)
+        gather(on, dx, dy, x, norms)
 
     return run
 
 
 def unpool(problem: PoolProblem, op: str) -> Run:
     """Of a pooling's input x and output y, whichever the op writes, from the other one and checked indices."""
-    forward = op == "maxunpool_fprop"
-    clear = Pass(problem, "pool_max.cu", "maxunpool_clear", "size", "scratch")
-    claim = Pass(problem, "pool_max.cu", "maxunpool_claim", "out", "indices")
-    move = Pass(problem, "pool_max.cu", op, *(("size", "x") if forward else ("out", "y")))
+    clear = Pass(problem, "maxunpool_clear", "size", "scratch")
+    claim = Pass(problem, "maxunpool_claim", "out", "indices scratch")
+    over, roles = ("size", "x y") if op == "maxunpool_fprop" else ("out", "y x")
+    move = Pass(problem, op, over, f"{roles} indices scratch", lambda views: (moved(problem.dtype),))
 
     def run(result: Array, source: Array, indices: Array) -> None:
         on = device.current()
-        winners = Workspace(on, indices, problem.size, np.uint32)
-        clear(on, (), 0, scratch=winners)
-        claim(on, (), 0, indices=indices, scratch=winners)
-        x, y = (result, source) if forward else (source, result)
-        move(on, (moved(problem.dtype),), 0, x=x, y=y, indices=indices, scratch=winners)
+        winners = Workspace(on, indices, problem.size, WINNER)
+        clear(on, winners)
+        claim(on, indices, winners)
+        move(on, result, source, indices, winners)
 
     return run
 
@@ -367,14 +389,14 @@ def check_windows(problem: PoolProblem) -> Callable[[Array], Array]:
 
 def checked(problem: PoolProblem, kernel: str, refuse: Callable[[np.ndarray], None]) -> Callable[[Array], Array]:
     """Indices as int64, once a kernel has looked at them all; it raises a flag, which the host waits for."""
-    look = Pass(problem, "pool_max.cu", kernel, "out", "indices")
+    look = Pass(problem, kernel, "out", "indices flag")
 
     def run(indices: Array | None) -> Array | None:
         if indices is None:
             return None
         indices = indices.astype(np.int64, copy=False)
         flag = module_of(indices).zeros((), np.int32)
-        look(device.current(), (), 0, indices=indices, flag=flag)
+        look(device.current(), indices, flag)
         if int(flag):
             refuse(indices if isinstance(indices, np.ndarray) else indices.get())
         return indices
@@ -382,7 +404,6 @@ def checked(problem: PoolProblem, kernel: str, refuse: Callable[[np.ndarray], No
     return run
 
 
-FILES = {"max": "pool_max.cu", "avg": "pool_avg.cu", "lpp": "pool_lp.cu"}
 BUILD: dict[str, Callable[[PoolProblem, str], Run]] = {
     "maxpool_dgrad": max_dgrad,
     "avgpool_dgrad": avg_dgrad,

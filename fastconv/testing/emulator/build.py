@@ -20,7 +20,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 from fastconv.errors import BackendError
@@ -173,9 +173,15 @@ def _folder() -> Path:
 def _sound(path: Path) -> bool:
     """Whether a file is there, whole."""
     try:
-        content = path.read_bytes()
+        status = path.stat()
+        return _ends_in_its_checksum(path, status.st_mtime_ns, status.st_size)
     except OSError:
         return False
+
+
+@cache
+def _ends_in_its_checksum(path: Path, changed: int, size: int) -> bool:
+    content = path.read_bytes()
     return hashlib.sha256(content[:-32]).digest() == content[-32:]
 
 
@@ -185,7 +191,7 @@ def _compile(arguments: Iterable[str], path: Path, text: str = "") -> None:
     os.close(handle)
     done = subprocess.run([compiler()[0], *arguments, "-o", temporary], input=text, capture_output=True, text=True)
     if done.returncode:
-        os.unlink(temporary)
+        Path(temporary).unlink(missing_ok=True)  # g++ may have removed it
         raise BackendError(f"g++ does not compile the kernel ({path.stem.rpartition('-')[0]}):\n{done.stderr.strip()}")
     with open(temporary, "r+b") as file:
         checksum = hashlib.sha256(file.read()).digest()

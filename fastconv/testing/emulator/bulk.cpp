@@ -21,10 +21,10 @@ struct Transfer {
 };
 
 struct MBarrier {
-    uint32_t arrivals, phase;  // of a phase; phases that have ended
-    int64_t missing, bytes;    // arrivals and bytes that this phase still waits for
-    unsigned thread;           // that initialised it
-    bool visible;              // to bulk copies
+    uint32_t arrivals, phase;               // of a phase; phases that have ended
+    int64_t missing, bytes;                 // arrivals and bytes that this phase still waits for
+    unsigned thread;                        // that initialised it
+    bool visible;                           // to bulk copies
     std::vector<Transfer> coming, landing;  // in this phase; in phases that have ended, not seen by a thread yet
     checks::Clock clock, ended;
 };
@@ -33,7 +33,8 @@ static std::unordered_map<const void*, MBarrier> barriers;
 
 static MBarrier& find(const uint64_t* barrier, const void* caller) {
     auto found = barriers.find(barrier);
-    if (found == barriers.end()) checks::fail_at(caller, "the barrier at %p is used before barrier_init", static_cast<const void*>(barrier));
+    if (found == barriers.end())
+        checks::fail_at(caller, "the barrier at %p is used before barrier_init", static_cast<const void*>(barrier));
     checks::access(barrier, sizeof *barrier, checks::read, caller);
     return found->second;
 }
@@ -41,8 +42,10 @@ static MBarrier& find(const uint64_t* barrier, const void* caller) {
 void barrier_init(uint64_t* barrier, uint32_t arrivals) {
     const void* caller = __builtin_return_address(0);
     if (!is_shared(barrier, 8)) checks::fail_at(caller, "a barrier outside of shared memory");
-    if (reinterpret_cast<uintptr_t>(barrier) % 8) checks::fail_at(caller, "misaligned: a barrier at %p", static_cast<void*>(barrier));
-    if (!arrivals || arrivals >= 1u << 20) checks::fail_at(caller, "a barrier of %u arrivals: 1 to 2^20 - 1 are allowed", arrivals);
+    if (reinterpret_cast<uintptr_t>(barrier) % 8)
+        checks::fail_at(caller, "misaligned: a barrier at %p", static_cast<void*>(barrier));
+    if (!arrivals || arrivals >= 1u << 20)
+        checks::fail_at(caller, "a barrier of %u arrivals: 1 to 2^20 - 1 are allowed", arrivals);
     checks::access(barrier, sizeof *barrier, checks::write, caller);
     MBarrier& b = barriers[barrier];
     b = {};
@@ -84,7 +87,8 @@ void copies_arrive(uint64_t* barrier) {
     const void* caller = __builtin_return_address(0);
     MBarrier& b = find(barrier, caller);
     Landing copy;
-    while (take_copies(&copy, 1)) b.coming.push_back({static_cast<char*>(copy.to), {copy.data, copy.data + copy.bytes}, false});
+    while (take_copies(&copy, 1))
+        b.coming.push_back({static_cast<char*>(copy.to), {copy.data, copy.data + copy.bytes}, false});
     arrive(barrier, b, caller);
 }
 
@@ -102,7 +106,8 @@ void barrier_wait(uint64_t* barrier, uint32_t parity, Site site) {
 
 void describe_barrier(const void* key, char* text, size_t size) {
     const MBarrier& b = barriers[key];
-    snprintf(text, size, "(phase %u lacks %ld of %u arrivals and %ld bytes)", b.phase, long(b.missing), b.arrivals, long(b.bytes));
+    snprintf(text, size, "(phase %u lacks %ld of %u arrivals and %ld bytes)", b.phase, long(b.missing), b.arrivals,
+             long(b.bytes));
 }
 
 void async_fence() {
@@ -114,8 +119,10 @@ void async_fence() {
 // ---------------------------------------------------------------- loads
 
 static void check_tile(const void* tile, size_t alignment, size_t bytes, const void* caller) {
-    if (!is_shared(tile, bytes)) checks::fail_at(caller, "a bulk copy of %zu bytes outside of shared memory, at %p", bytes, tile);
-    if (shared_offset(tile) % alignment) checks::fail_at(caller, "misaligned: a tile of a bulk copy at %p, not a multiple of %zu", tile, alignment);
+    if (!is_shared(tile, bytes))
+        checks::fail_at(caller, "a bulk copy of %zu bytes outside of shared memory, at %p", bytes, tile);
+    if (shared_offset(tile) % alignment)
+        checks::fail_at(caller, "misaligned: a tile of a bulk copy at %p, not a multiple of %zu", tile, alignment);
 }
 
 static void load(char* to, std::vector<char>&& data, uint64_t* barrier, const void* caller) {
@@ -130,7 +137,8 @@ static void load(char* to, std::vector<char>&& data, uint64_t* barrier, const vo
 
 void bulk_load(void* to, const void* from, uint32_t bytes, uint64_t* barrier) {
     const void* caller = __builtin_return_address(0);
-    if (bytes % 16 || reinterpret_cast<uintptr_t>(from) % 16) checks::fail_at(caller, "misaligned: a bulk copy of %u bytes from %p", bytes, from);
+    if (bytes % 16 || reinterpret_cast<uintptr_t>(from) % 16)
+        checks::fail_at(caller, "misaligned: a bulk copy of %u bytes from %p", bytes, from);
     check_tile(to, 16, bytes, caller);
     checks::access(from, bytes, checks::read, caller);
     const char* data = static_cast<const char*>(from);
@@ -144,8 +152,8 @@ struct Map {
     uint64_t address;
     uint64_t stride[5];  // bytes
     uint32_t size[5];
-    uint16_t box[5];           // tiled
-    uint8_t step[5];           // between elements of a box
+    uint16_t box[5];  // tiled
+    uint8_t step[5];  // between elements of a box
     uint8_t rank, bytes, swizzle, im2col;
     uint8_t unused;
     int16_t lower[3], upper[3];  // im2col: corners of the box of pixels, along w, h, d
@@ -159,8 +167,8 @@ static const Map& read_map(const void* map, unsigned rank, bool im2col, const vo
     const Map& m = *static_cast<const Map*>(map);
     if (m.magic != MAGIC) checks::fail_at(caller, "no tensor map at %p", map);
     if (m.rank != rank || m.im2col != im2col)
-        checks::fail_at(caller, "%u coordinates, %s, for a tensor map of %u axes, %s", rank, im2col ? "im2col" : "tiled", m.rank,
-                m.im2col ? "im2col" : "tiled");
+        checks::fail_at(caller, "%u coordinates, %s, for a tensor map of %u axes, %s", rank,
+                        im2col ? "im2col" : "tiled", m.rank, m.im2col ? "im2col" : "tiled");
     return m;
 }
 
@@ -211,12 +219,15 @@ void box_load(void* to, const void* map, uint64_t* barrier, unsigned rank, const
     load(static_cast<char*>(to), std::move(data), barrier, caller);
 }
 
-void pixels_load(void* to, const void* map, uint64_t* barrier, unsigned rank, const int32_t* corner, const uint16_t* tap) {
+void pixels_load(void* to, const void* map, uint64_t* barrier, unsigned rank, const int32_t* corner,
+                 const uint16_t* tap) {
     const void* caller = __builtin_return_address(0);
     const Map& m = read_map(map, rank, true, caller);
     const unsigned axes = rank - 2;
     for (unsigned a = 0; a < axes; ++a)
-        if (tap[a] >> 16 / axes) checks::fail_at(caller, "an offset of %u along axis %u of an im2col copy: below %u is allowed", tap[a], a, 1u << 16 / axes);
+        if (tap[a] >> 16 / axes)
+            checks::fail_at(caller, "an offset of %u along axis %u of an im2col copy: below %u is allowed", tap[a], a,
+                            1u << 16 / axes);
     std::vector<char> data(size_t(m.pixels) * m.channels * m.bytes);
     check_tile(to, 128, data.size(), caller);
     const uint32_t tile = shared_offset(to);
@@ -234,7 +245,8 @@ void pixels_load(void* to, const void* map, uint64_t* barrier, unsigned rank, co
             memcpy(&data[swizzled(tile, (pixel * m.channels + c) * m.bytes, m.swizzle)], from, m.bytes);
         }
         unsigned a = 0;  // the next pixel of the box, along w, then h, d, and at last n
-        for (; a < axes && (base[1 + a] += m.step[1 + a]) > int64_t(m.size[1 + a]) - 1 + m.upper[a]; ++a) base[1 + a] = m.lower[a];
+        for (; a < axes && (base[1 + a] += m.step[1 + a]) > int64_t(m.size[1 + a]) - 1 + m.upper[a]; ++a)
+            base[1 + a] = m.lower[a];
         if (a == axes) base[rank - 1]++;
     }
     load(static_cast<char*>(to), std::move(data), barrier, caller);
@@ -294,7 +306,8 @@ static void add_store(std::vector<Piece>&& pieces, const void* caller) {
 
 void bulk_store(void* to, const void* from, uint32_t bytes) {
     const void* caller = __builtin_return_address(0);
-    if (bytes % 16 || reinterpret_cast<uintptr_t>(to) % 16) checks::fail_at(caller, "misaligned: a bulk copy of %u bytes to %p", bytes, to);
+    if (bytes % 16 || reinterpret_cast<uintptr_t>(to) % 16)
+        checks::fail_at(caller, "misaligned: a bulk copy of %u bytes to %p", bytes, to);
     check_tile(from, 16, bytes, caller);
     add_store({{static_cast<char*>(to), static_cast<const char*>(from), bytes}}, caller);
 }
@@ -324,7 +337,9 @@ void bulk_wait(unsigned latest, bool read_only) {
 
 void exit_bulk() {
     for (const Store& store : stores[thread_number()].stores) {
-        if (!store.was_read) checks::fail_at(store.caller, "a thread exits before its bulk store has read shared memory: bulk_wait_read is missing");
+        if (!store.was_read)
+            checks::fail_at(store.caller,
+                            "a thread exits before its bulk store has read shared memory: bulk_wait_read is missing");
         write(store);
     }
 }

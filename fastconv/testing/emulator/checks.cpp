@@ -27,7 +27,7 @@ struct Cell {
     Access write, read, other;
     uint16_t writer, reader, other_reader;
     uint8_t write_mask, read_mask, other_mask;
-    uint8_t written;                   // bytes that have been written in the block of `write`
+    uint8_t written;                  // bytes that have been written in the block of `write`
     uint8_t ever_read, ever_written;  // in this launch
 };
 
@@ -62,10 +62,12 @@ static Traffic traffic;
 static void add(Address begin, size_t bytes, unsigned shift, Region::Kind kind, uint8_t* state, const char* name) {
     if (!bytes) return;
     const Address words = begin & ~Address(3), end = begin + bytes;
-    const size_t cell_bytes = ((end - words + 3) / 4) * sizeof(Cell);  // fresh pages are zero, untouched ones cost nothing
+    const size_t cell_bytes =
+        ((end - words + 3) / 4) * sizeof(Cell);  // fresh pages are zero, untouched ones cost nothing
     void* cells = mmap(nullptr, cell_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (cells == MAP_FAILED) fail({}, "no memory for the shadow of %zu bytes", bytes);
-    places.push_back({begin, end, words, shift, kind != Region::shared, state, name, static_cast<Cell*>(cells), cell_bytes});
+    places.push_back(
+        {begin, end, words, shift, kind != Region::shared, state, name, static_cast<Cell*>(cells), cell_bytes});
 }
 
 void begin_launch(const Launch& launch, const Kernel& kernel, unsigned block_size, char* stacks, size_t stack_bytes) {
@@ -167,9 +169,11 @@ static uint3 index_of(unsigned thread) {
     for (const Place& p : places) {
         Address before = p.begin - address, after = address - p.end;
         if (address < p.begin && before < best)
-            best = before, snprintf(near, sizeof near, "%zu bytes before %s of %zu bytes", before, p.name, p.end - p.begin);
+            best = before,
+            snprintf(near, sizeof near, "%zu bytes before %s of %zu bytes", before, p.name, p.end - p.begin);
         if (address >= p.end && after < best)
-            best = after, snprintf(near, sizeof near, "%zu bytes after %s of %zu bytes", after, p.name, p.end - p.begin);
+            best = after,
+            snprintf(near, sizeof near, "%zu bytes after %s of %zu bytes", after, p.name, p.end - p.begin);
         if (address < p.end && address + bytes > p.end && address >= p.begin)
             best = 0, snprintf(near, sizeof near, "over the end of %s of %zu bytes", p.name, p.end - p.begin);
     }
@@ -182,26 +186,28 @@ static uint3 index_of(unsigned thread) {
 }
 
 [[noreturn]] static void unwritten(const Place& place, Address address, size_t bytes, uint32_t where) {
-    fail({nullptr, int(where)}, "uninitialised: a read of %zu bytes that nothing has written yet, %zu bytes into %s", bytes,
-         address - place.begin, place.name);
+    fail({nullptr, int(where)}, "uninitialised: a read of %zu bytes that nothing has written yet, %zu bytes into %s",
+         bytes, address - place.begin, place.name);
 }
 
 [[noreturn]] static void in_flight(const Place& place, Address address, const Cell& cell, bool write, uint32_t where) {
     uint3 t = index_of(cell.writer & (MAX_THREADS - 1));
     fail({nullptr, int(where)},
-         "%s before an asynchronous copy has landed, %zu bytes into %s\n  the copy was started by thread (%u, %u, %u)@{%x}",
+         "%s before an asynchronous copy has landed, %zu bytes into %s\n  the copy was started by thread (%u, %u, "
+         "%u)@{%x}",
          write ? "a write" : "a read", address - place.begin, place.name, t.x, t.y, t.z, cell.write.where);
 }
 
 [[noreturn]] static void unfenced(const Place& place, Address address, const Cell& cell, uint32_t where) {
     uint3 t = index_of(cell.writer & (MAX_THREADS - 1));
     fail({nullptr, int(where)},
-         "no async_fence between a write and an asynchronous read of it, %zu bytes into %s\n  the write was by thread (%u, %u, %u)@{%x}",
+         "no async_fence between a write and an asynchronous read of it, %zu bytes into %s\n  the write was by thread "
+         "(%u, %u, %u)@{%x}",
          address - place.begin, place.name, t.x, t.y, t.z, cell.write.where);
 }
 
-[[noreturn]] static void race(const Place& place, Address address, const Access& before, unsigned thread, const char* what,
-                              const char* earlier, uint32_t where) {
+[[noreturn]] static void race(const Place& place, Address address, const Access& before, unsigned thread,
+                              const char* what, const char* earlier, uint32_t where) {
     uint3 t = index_of(thread);
     char block[64] = "";
     if (!same_block(before)) {
@@ -251,7 +257,8 @@ static inline void over_words(const Place& place, Address address, size_t bytes,
 }
 
 static void touch_states(const Place& place, Address address, size_t bytes, bool writes, uint32_t where) {
-    const size_t first = (address - place.begin) >> place.shift, last = (address + bytes - 1 - place.begin) >> place.shift;
+    const size_t first = (address - place.begin) >> place.shift,
+                 last = (address + bytes - 1 - place.begin) >> place.shift;
     for (size_t granule = first; granule <= last; ++granule) {
         uint8_t& state = place.state[granule];
         if (state == Region::outside) gap(place, address, bytes, writes, where);
@@ -264,8 +271,10 @@ static inline bool conflict(const Access& before, unsigned thread, uint8_t befor
     return (before_mask & mask) && !ordered(before, thread, global);
 }
 
-static inline void touch(const Place& place, Cell& cell, uint8_t mask, Address address, size_t bytes, Mode mode, uint32_t where) {
-    const bool global = place.global, writes = mode != read && mode != async_read, here = cell.write.epoch && same_block(cell.write);
+static inline void touch(const Place& place, Cell& cell, uint8_t mask, Address address, size_t bytes, Mode mode,
+                         uint32_t where) {
+    const bool global = place.global, writes = mode != read && mode != async_read,
+               here = cell.write.epoch && same_block(cell.write);
     const unsigned me = running_thread, writer = cell.writer & (MAX_THREADS - 1);
     const char* what = writes ? "write" : "read";
     if (cell.writer & IN_FLIGHT && here && (cell.write_mask & mask)) in_flight(place, address, cell, writes, where);
@@ -287,7 +296,8 @@ static inline void touch(const Place& place, Cell& cell, uint8_t mask, Address a
         traffic.distinct_written += global ? __builtin_popcount(mask & ~cell.ever_written) : 0;
         cell.ever_written |= mask;
     } else {
-        if (cell.reader != me) cell.other = cell.read, cell.other_reader = cell.reader, cell.other_mask = cell.read_mask;
+        if (cell.reader != me)
+            cell.other = cell.read, cell.other_reader = cell.reader, cell.other_mask = cell.read_mask;
         const bool same = cell.read.epoch == epochs[me] && cell.reader == me;
         cell.read_mask = mask | (same ? cell.read_mask : 0);
         cell.read = {epochs[me], where};
@@ -308,7 +318,8 @@ void access(const void* pointer, size_t bytes, Mode mode, const void* caller) {
     if (!place) return;
     if (place->global) (writes ? traffic.written : traffic.read) += bytes;
     if (place->state) touch_states(*place, address, bytes, writes, where);
-    over_words(*place, address, bytes, [&](Cell& cell, uint8_t mask) { touch(*place, cell, mask, address, bytes, mode, where); });
+    over_words(*place, address, bytes,
+               [&](Cell& cell, uint8_t mask) { touch(*place, cell, mask, address, bytes, mode, where); });
 }
 
 void land(const void* pointer, size_t bytes, bool seen) {
@@ -333,22 +344,22 @@ void fail_at(const void* caller, const char* format, ...) {
 
 namespace emulator {
 
-void reads(const void* address, size_t bytes) { checks::access(address, bytes, checks::read, __builtin_return_address(0)); }
-void writes(void* address, size_t bytes) { checks::access(address, bytes, checks::write, __builtin_return_address(0)); }
-void updates(void* address, size_t bytes) { checks::access(address, bytes, checks::update, __builtin_return_address(0)); }
+void updates(void* address, size_t bytes) {
+    checks::access(address, bytes, checks::update, __builtin_return_address(0));
+}
 
 }  // namespace emulator
 
 // ---------------------------------------------------------------- what g++ calls for -fsanitize=thread
 
-#define EMULATOR_ACCESS(name, bytes, mode)                                                            \
-    extern "C" EMULATOR_API void name(void* address) {                                                \
+#define EMULATOR_ACCESS(name, bytes, mode)                                                             \
+    extern "C" EMULATOR_API void name(void* address) {                                                 \
         emulator::checks::access(address, bytes, emulator::checks::mode, __builtin_return_address(0)); \
     }
-#define EMULATOR_ACCESSES(bytes)                                   \
-    EMULATOR_ACCESS(__tsan_read##bytes, bytes, read)              \
-    EMULATOR_ACCESS(__tsan_write##bytes, bytes, write)              \
-    EMULATOR_ACCESS(__tsan_unaligned_read##bytes, bytes, read)    \
+#define EMULATOR_ACCESSES(bytes)                               \
+    EMULATOR_ACCESS(__tsan_read##bytes, bytes, read)           \
+    EMULATOR_ACCESS(__tsan_write##bytes, bytes, write)         \
+    EMULATOR_ACCESS(__tsan_unaligned_read##bytes, bytes, read) \
     EMULATOR_ACCESS(__tsan_unaligned_write##bytes, bytes, write)
 EMULATOR_ACCESSES(1)
 EMULATOR_ACCESSES(2)

@@ -1,10 +1,10 @@
 // Shadow memory: what the runtime knows of each byte that a kernel may touch. Internal to the runtime.
 //
-// Kernels compiled with checks report each access through the functions that g++ calls for -fsanitize=thread, here with a
-// runtime of our own. An access must lie inside a region (an operand's elements, a shared variable, scratch memory); a
-// read of shared or scratch memory must follow a write; and two accesses of the same place by different threads, one of
-// them a write, must be ordered by a barrier. Order is kept as happens-before: a thread's accesses carry its epoch, and
-// each thread knows up to which epoch it has seen the others.
+// Kernels compiled with checks report each access through the functions that g++ calls for -fsanitize=thread, here with
+// a runtime of our own. An access must lie inside a region (an operand's elements, a shared variable, scratch memory);
+// a read of shared or scratch memory must follow a write; and two accesses of the same place by different threads, one
+// of them a write, must be ordered by a barrier. Order is kept as happens-before: a thread's accesses carry its epoch,
+// and each thread knows up to which epoch it has seen the others.
 #pragma once
 #define EMULATOR_RUNTIME
 #include "runtime.hpp"
@@ -23,8 +23,8 @@ struct Clock {
 
 extern bool on;
 
-/// How memory is touched: `start` is the write of an asynchronous copy, which `land` finishes; `async_read` is a read by a
-/// bulk copy or wgmma, which sees a thread's own writes only after its `async_fence`.
+/// How memory is touched: `start` is the write of an asynchronous copy, which `land` finishes; `async_read` is a read
+/// by a bulk copy or wgmma, which sees a thread's own writes only after its `async_fence`.
 enum Mode { read, write, update, start, async_read };
 
 void access(const void* address, size_t bytes, Mode mode, const void* caller);

@@ -13,7 +13,8 @@ constexpr uint32_t WINDOW = 1024;  // no variable lies at 0
 
 bool is_shared(const void* address, size_t bytes) {
     const char* at = static_cast<const char*>(address);
-    const char *dynamic = static_cast<char*>(dynamic_shared()), *begin = static_shared(), *end = begin + static_shared_size();
+    const char *dynamic = static_cast<char*>(dynamic_shared()), *begin = static_shared(),
+               *end = begin + static_shared_size();
     return (at >= dynamic && at + bytes <= dynamic + dynamic_shared_size()) || (at >= begin && at + bytes <= end);
 }
 

@@ -1,5 +1,5 @@
-// What makes CUDA C++ compile under g++: qualifiers, built-in variables, vector types, barriers, warp collectives and the
-// mathematics of device code. Only meaning is modelled, not speed.
+// What makes CUDA C++ compile under g++: qualifiers, built-in variables, vector types, barriers, warp collectives and
+// the mathematics of device code. Only meaning is modelled, not speed.
 //
 // `__shared__` variables are the only zero-initialised static data of a kernel's object file, so its .bss as a whole is
 // shared memory: the runtime fills it with 0xff (NaN, -1) before each block. A guard lies between any two of them. They
@@ -26,7 +26,7 @@
 
 #define EMULATOR_JOIN_(a, b) a##b
 #define EMULATOR_JOIN(a, b) EMULATOR_JOIN_(a, b)
-#define __shared__                                                                                      \
+#define __shared__                                                                                  \
     static emulator::SharedGuard EMULATOR_JOIN(fastconv_guard_, __COUNTER__) __attribute__((used)); \
     static __attribute__((used, aligned(16)))
 
@@ -42,14 +42,14 @@ struct alignas(16) SharedGuard {
 
 // ---------------------------------------------------------------- vector types
 
-#define EMULATOR_VECTOR(T, name, align2, align4)                                                                       \
-    struct name##1 { T x; };                                                                                           \
-    struct alignas(align2) name##2 { T x, y; };                                                                        \
-    struct name##3 { T x, y, z; };                                                                                     \
-    struct alignas(align4) name##4 { T x, y, z, w; };                                                                  \
-    inline name##1 make_##name##1(T x) { return {x}; }                                                                 \
-    inline name##2 make_##name##2(T x, T y) { return {x, y}; }                                                         \
-    inline name##3 make_##name##3(T x, T y, T z) { return {x, y, z}; }                                                 \
+#define EMULATOR_VECTOR(T, name, align2, align4)                       \
+    struct name##1 { T x; };                                           \
+    struct alignas(align2) name##2 { T x, y; };                        \
+    struct name##3 { T x, y, z; };                                     \
+    struct alignas(align4) name##4 { T x, y, z, w; };                  \
+    inline name##1 make_##name##1(T x) { return {x}; }                 \
+    inline name##2 make_##name##2(T x, T y) { return {x, y}; }         \
+    inline name##3 make_##name##3(T x, T y, T z) { return {x, y, z}; } \
     inline name##4 make_##name##4(T x, T y, T z, T w) { return {x, y, z, w}; }
 
 using uchar = unsigned char;
@@ -77,7 +77,9 @@ constexpr int warpSize = emulator::WARP;
 
 // ---------------------------------------------------------------- barriers
 
-inline void __syncthreads(emulator::Site here = emulator::Site::here()) { emulator::block_barrier("__syncthreads", false, here); }
+inline void __syncthreads(emulator::Site here = emulator::Site::here()) {
+    emulator::block_barrier("__syncthreads", false, here);
+}
 inline int __syncthreads_count(int vote, emulator::Site here = emulator::Site::here()) {
     return emulator::block_barrier("__syncthreads_count", vote != 0, here);
 }
@@ -111,10 +113,8 @@ struct Shuffle {
         for (unsigned i = 0; i < count; ++i) {
             if (!lanes[i]) continue;
             auto* self = static_cast<Shuffle*>(lanes[i]);
-            if (auto* other = static_cast<Shuffle*>(lanes[self->source]))
-                self->result = other->value;
-            else
-                memset(&self->result, 0xff, sizeof(T));
+            if (auto* other = static_cast<Shuffle*>(lanes[self->source])) self->result = other->value;
+            else memset(&self->result, 0xff, sizeof(T));
         }
     }
 };
@@ -189,7 +189,8 @@ T __shfl_up_sync(unsigned mask, T value, unsigned delta, int width = 32, emulato
     return emulator::shuffle("__shfl_up_sync", mask, value, source, here);
 }
 template <class T>
-T __shfl_down_sync(unsigned mask, T value, unsigned delta, int width = 32, emulator::Site here = emulator::Site::here()) {
+T __shfl_down_sync(unsigned mask, T value, unsigned delta, int width = 32,
+                   emulator::Site here = emulator::Site::here()) {
     unsigned lane = emulator::lane_number();
     unsigned source = lane - emulator::segment(width) + delta < unsigned(width) ? lane + delta : lane;
     return emulator::shuffle("__shfl_down_sync", mask, value, source, here);
@@ -223,13 +224,13 @@ unsigned __match_any_sync(unsigned mask, T value, emulator::Site here = emulator
     return mine.mask;
 }
 
-#define EMULATOR_REDUCE(name, T, expression)                                                     \
-    namespace emulator {                                                                         \
-    struct EMULATOR_JOIN(name, _of_##T) {                                                        \
-        T operator()(T a, T b) const { return expression; }                                      \
-    };                                                                                           \
-    }                                                                                            \
-    inline T __reduce_##name##_sync(unsigned mask, T value, emulator::Site here = emulator::Site::here()) { \
+#define EMULATOR_REDUCE(name, T, expression)                                                                           \
+    namespace emulator {                                                                                               \
+    struct EMULATOR_JOIN(name, _of_##T) {                                                                              \
+        T operator()(T a, T b) const { return expression; }                                                            \
+    };                                                                                                                 \
+    }                                                                                                                  \
+    inline T __reduce_##name##_sync(unsigned mask, T value, emulator::Site here = emulator::Site::here()) {            \
         return emulator::reduce<emulator::EMULATOR_JOIN(name, _of_##T)>("__reduce_" #name "_sync", mask, value, here); \
     }
 EMULATOR_REDUCE(add, uint, a + b)
@@ -237,7 +238,7 @@ EMULATOR_REDUCE(min, uint, a < b ? a : b)
 EMULATOR_REDUCE(max, uint, a > b ? a : b)
 EMULATOR_REDUCE(min, int, a < b ? a : b)
 EMULATOR_REDUCE(max, int, a > b ? a : b)
-EMULATOR_REDUCE(and, uint, a & b)
+EMULATOR_REDUCE(and, uint, (a & b))
 EMULATOR_REDUCE(or, uint, a | b)
 EMULATOR_REDUCE(xor, uint, a ^ b)
 inline int __reduce_add_sync(unsigned mask, int value, emulator::Site here = emulator::Site::here()) {
@@ -246,18 +247,22 @@ inline int __reduce_add_sync(unsigned mask, int value, emulator::Site here = emu
 
 // ---------------------------------------------------------------- loads with a hint, bits
 
-#define EMULATOR_LOAD(name) \
-    template <class T>      \
-    T name(const T* address) { return *address; }
+#define EMULATOR_LOAD(name)    \
+    template <class T>         \
+    T name(const T* address) { \
+        return *address;       \
+    }
 EMULATOR_LOAD(__ldg)
 EMULATOR_LOAD(__ldca)
 EMULATOR_LOAD(__ldcg)
 EMULATOR_LOAD(__ldcs)
 EMULATOR_LOAD(__ldlu)
 EMULATOR_LOAD(__ldcv)
-#define EMULATOR_STORE(name) \
-    template <class T>       \
-    void name(T* address, T value) { *address = value; }
+#define EMULATOR_STORE(name)         \
+    template <class T>               \
+    void name(T* address, T value) { \
+        *address = value;            \
+    }
 EMULATOR_STORE(__stwb)
 EMULATOR_STORE(__stcg)
 EMULATOR_STORE(__stcs)
@@ -299,11 +304,15 @@ inline unsigned __byte_perm(unsigned a, unsigned b, unsigned selector) {
     }
     return r;
 }
-inline unsigned __funnelshift_l(unsigned lo, unsigned hi, unsigned n) { return (uint64_t(hi) << 32 | lo) << (n & 31) >> 32; }
+inline unsigned __funnelshift_l(unsigned lo, unsigned hi, unsigned n) {
+    return (uint64_t(hi) << 32 | lo) << (n & 31) >> 32;
+}
 inline unsigned __funnelshift_r(unsigned lo, unsigned hi, unsigned n) { return (uint64_t(hi) << 32 | lo) >> (n & 31); }
 inline int __mulhi(int a, int b) { return int64_t(a) * b >> 32; }
 inline unsigned __umulhi(unsigned a, unsigned b) { return uint64_t(a) * b >> 32; }
-inline unsigned long long __umul64hi(unsigned long long a, unsigned long long b) { return (unsigned __int128)a * b >> 64; }
+inline unsigned long long __umul64hi(unsigned long long a, unsigned long long b) {
+    return (unsigned __int128)a * b >> 64;
+}
 inline int __dp4a(int a, int b, int c) {
     for (int i = 0; i < 4; ++i) c += int(int8_t(a >> 8 * i)) * int8_t(b >> 8 * i);
     return c;
@@ -315,7 +324,7 @@ inline unsigned __dp4a(unsigned a, unsigned b, unsigned c) {
 
 // ---------------------------------------------------------------- mathematics
 
-#define EMULATOR_ORDER(A, B, R)                         \
+#define EMULATOR_ORDER(A, B, R)                            \
     inline R min(A a, B b) { return R(a) < R(b) ? a : b; } \
     inline R max(A a, B b) { return R(a) > R(b) ? a : b; }
 EMULATOR_ORDER(int, int, int)
@@ -378,14 +387,16 @@ __attribute__((no_sanitize("thread"))) T atomic(T* address, F next) {
 }
 }  // namespace emulator
 
-#define EMULATOR_ATOMIC(name, expression) \
-    template <class T>                    \
-    T name(T* address, T value) { return emulator::atomic(address, [=](T old) -> T { return expression; }); }
+#define EMULATOR_ATOMIC(name, expression)                                         \
+    template <class T>                                                            \
+    T name(T* address, T value) {                                                 \
+        return emulator::atomic(address, [=](T old) -> T { return expression; }); \
+    }
 EMULATOR_ATOMIC(atomicAdd, old + value)
 EMULATOR_ATOMIC(atomicSub, old - value)
 EMULATOR_ATOMIC(atomicMin, old < value ? old : value)
 EMULATOR_ATOMIC(atomicMax, old > value ? old : value)
-EMULATOR_ATOMIC(atomicAnd, old & value)
+EMULATOR_ATOMIC(atomicAnd, old& value)
 EMULATOR_ATOMIC(atomicOr, old | value)
 EMULATOR_ATOMIC(atomicXor, old ^ value)
 EMULATOR_ATOMIC(atomicExch, value)
@@ -420,7 +431,9 @@ struct Caller<First, Rest...> {
 template <>
 struct Caller<> {
     template <class F, class... Done>
-    static void call(F kernel, const char*, const Done&... done) { kernel(done...); }
+    static void call(F kernel, const char*, const Done&... done) {
+        kernel(done...);
+    }
 };
 
 template <auto kernel>
@@ -437,7 +450,8 @@ struct Entry<kernel> {
     static int launch(Launch* launch) {
         alignas(SLOT) char slots[BYTES];
         if (launch->count != sizeof...(A)) {
-            snprintf(launch->message, launch->message_size, "the kernel takes %zu arguments, got %u", sizeof...(A), launch->count);
+            snprintf(launch->message, launch->message_size, "the kernel takes %zu arguments, got %u", sizeof...(A),
+                     launch->count);
             return 1;
         }
         char* slot = slots;
@@ -456,7 +470,7 @@ struct Entry<kernel> {
 
 }  // namespace emulator
 
-#define EMULATOR_ENTRY(number, ...)                                                                                  \
-    extern "C" EMULATOR_API int EMULATOR_JOIN(fastconv_launch_, number)(emulator::Launch* launch) { \
-        return emulator::Entry<&__VA_ARGS__>::launch(launch);                                                        \
+#define EMULATOR_ENTRY(number, ...)                                                                  \
+    extern "C" EMULATOR_API int EMULATOR_JOIN(fastconv_launch_, number)(emulator::Launch * launch) { \
+        return emulator::Entry<&__VA_ARGS__>::launch(launch);                                        \
     }

@@ -23,7 +23,7 @@ inline uint16_t half_of_float(float value) {
     unsigned bits = __float_as_uint(value), sign = bits >> 16 & 0x8000u, magnitude = bits & 0x7fffffffu;
     if (magnitude > 0x7f800000u) return 0x7fff;
     if (magnitude >= 0x477ff000u) return sign | 0x7c00;  // 65520 and above
-    if (magnitude < 0x38800000u)  // subnormal: the addition rounds at 2^-24
+    if (magnitude < 0x38800000u)                         // subnormal: the addition rounds at 2^-24
         return sign | (__float_as_uint(__uint_as_float(magnitude) + 0.5f) - 0x3f000000u);
     unsigned rounded = magnitude + 0xfff + (magnitude >> 13 & 1);
     return sign | (rounded - 0x38000000u) >> 13;
@@ -37,7 +37,14 @@ inline uint16_t half_of_float(float value) {
 EMULATOR_MODEL uint32_t shared_address(const void* pointer) { return emulator::shared_offset(pointer); }
 
 #if __CUDA_ARCH__ >= 800
-EMULATOR_MODEL void copy_ahead(void* to, const void* from, bool inside) { emulator::copy_async(to, from, 16, inside ? 16 : 0); }
+EMULATOR_MODEL void copy_ahead(void* to, const void* from, bool inside) {
+    emulator::copy_async(to, from, 16, inside ? 16 : 0);
+}
+template <int BYTES>
+EMULATOR_MODEL void copy_ahead(void* to, const void* from, bool inside) {
+    static_assert(BYTES == 4 || BYTES == 8);
+    emulator::copy_async(to, from, BYTES, inside ? BYTES : 0);
+}
 EMULATOR_MODEL void commit_copies() { emulator::copy_async_commit(); }
 template <int LATEST>
 EMULATOR_MODEL void wait_copies() {
@@ -53,19 +60,21 @@ EMULATOR_MODEL void wait_copies() {}
 #endif
 
 template <int COUNT>
-EMULATOR_MODEL void load_tiles(uint32_t (&tiles)[COUNT], const void* row, emulator::Site here = emulator::Site::here()) {
+EMULATOR_MODEL void load_tiles(uint32_t (&tiles)[COUNT], const void* row,
+                               emulator::Site here = emulator::Site::here()) {
     emulator::load_tiles(tiles, COUNT, row, false, here);
 }
 template <int COUNT>
-EMULATOR_MODEL void load_tiles_crossed(uint32_t (&tiles)[COUNT], const void* row, emulator::Site here = emulator::Site::here()) {
+EMULATOR_MODEL void load_tiles_crossed(uint32_t (&tiles)[COUNT], const void* row,
+                                       emulator::Site here = emulator::Site::here()) {
     emulator::load_tiles(tiles, COUNT, row, true, here);
 }
 
-#define EMULATOR_MMA(name, type)                                                                                         \
-    EMULATOR_MODEL void name(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1,                            \
-                             emulator::Site here = emulator::Site::here()) {                                             \
-        const uint32_t b[2] = {b0, b1};                                                                                  \
-        emulator::mma(emulator::Type::type, d, a, b, here);                                                              \
+#define EMULATOR_MMA(name, type)                                                              \
+    EMULATOR_MODEL void name(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, \
+                             emulator::Site here = emulator::Site::here()) {                  \
+        const uint32_t b[2] = {b0, b1};                                                       \
+        emulator::mma(emulator::Type::type, d, a, b, here);                                   \
     }
 EMULATOR_MMA(mma_f16, f16)
 #if __CUDA_ARCH__ >= 800
@@ -74,11 +83,13 @@ EMULATOR_MMA(mma_tf32, tf32)
 #endif
 #undef EMULATOR_MMA
 
-EMULATOR_MODEL void mma_f16(float (&d)[4], const uint32_t (&a)[2], uint32_t b, emulator::Site here = emulator::Site::here()) {
+EMULATOR_MODEL void mma_f16(float (&d)[4], const uint32_t (&a)[2], uint32_t b,
+                            emulator::Site here = emulator::Site::here()) {
     emulator::mma_half_k(emulator::Type::f16, d, a, &b, here);
 }
 #if __CUDA_ARCH__ >= 800
-EMULATOR_MODEL void mma_bf16(float (&d)[4], const uint32_t (&a)[2], uint32_t b, emulator::Site here = emulator::Site::here()) {
+EMULATOR_MODEL void mma_bf16(float (&d)[4], const uint32_t (&a)[2], uint32_t b,
+                             emulator::Site here = emulator::Site::here()) {
     emulator::mma_half_k(emulator::Type::bf16, d, a, &b, here);
 }
 EMULATOR_MODEL void mma_f64(double (&d)[2], double a, double b, emulator::Site here = emulator::Site::here()) {
@@ -130,7 +141,9 @@ EMULATOR_MODEL void barrier_wait(uint64_t* barrier, uint32_t parity, emulator::S
 
 #if __CUDA_ARCH__ >= 900
 EMULATOR_MODEL void barrier_init_fence() { emulator::async_fence(); }
-EMULATOR_MODEL void barrier_arrive_expect(uint64_t* barrier, uint32_t bytes) { emulator::barrier_arrive_expect(barrier, bytes); }
+EMULATOR_MODEL void barrier_arrive_expect(uint64_t* barrier, uint32_t bytes) {
+    emulator::barrier_arrive_expect(barrier, bytes);
+}
 EMULATOR_MODEL void async_fence() { emulator::async_fence(); }
 inline void prefetch_map(const TensorMap*) {}
 EMULATOR_MODEL void bulk_load(void* to, const void* from, uint32_t bytes, uint64_t* barrier) {
@@ -156,18 +169,19 @@ EMULATOR_MODEL void box_store(const TensorMap* map, const void* from, Index... i
     const int32_t corner[] = {index...};
     emulator::box_store(map, from, sizeof...(index), corner);
 }
-EMULATOR_MODEL void pixels_load(void* to, const TensorMap* map, uint64_t* barrier, int32_t c, int32_t w, int32_t n, uint16_t s) {
+EMULATOR_MODEL void pixels_load(void* to, const TensorMap* map, uint64_t* barrier, int32_t c, int32_t w, int32_t n,
+                                uint16_t s) {
     const int32_t corner[] = {c, w, n};
     emulator::pixels_load(to, map, barrier, 3, corner, &s);
 }
-EMULATOR_MODEL void pixels_load(void* to, const TensorMap* map, uint64_t* barrier, int32_t c, int32_t w, int32_t h, int32_t n,
-                                uint16_t s, uint16_t r) {
+EMULATOR_MODEL void pixels_load(void* to, const TensorMap* map, uint64_t* barrier, int32_t c, int32_t w, int32_t h,
+                                int32_t n, uint16_t s, uint16_t r) {
     const int32_t corner[] = {c, w, h, n};
     const uint16_t tap[] = {s, r};
     emulator::pixels_load(to, map, barrier, 4, corner, tap);
 }
-EMULATOR_MODEL void pixels_load(void* to, const TensorMap* map, uint64_t* barrier, int32_t c, int32_t w, int32_t h, int32_t d,
-                                int32_t n, uint16_t s, uint16_t r, uint16_t t) {
+EMULATOR_MODEL void pixels_load(void* to, const TensorMap* map, uint64_t* barrier, int32_t c, int32_t w, int32_t h,
+                                int32_t d, int32_t n, uint16_t s, uint16_t r, uint16_t t) {
     const int32_t corner[] = {c, w, h, d, n};
     const uint16_t tap[] = {s, r, t};
     emulator::pixels_load(to, map, barrier, 5, corner, tap);
@@ -186,13 +200,13 @@ inline void more_registers() {}
 template <int N>
 inline void fewer_registers() {}
 
-#define EMULATOR_WGMMA_16(type)                                                                          \
-    template <int A_CROSSED = 0, int B_CROSSED = 0>                                                      \
-    static EMULATOR_MODEL void type(float (&d)[N / 2], uint64_t a, uint64_t b, bool add) {               \
-        emulator::wgmma({emulator::Type::type, N, d, a, b, {}, false, A_CROSSED, B_CROSSED, add});       \
-    }                                                                                                    \
-    template <int B_CROSSED = 0>                                                                         \
-    static EMULATOR_MODEL void type(float (&d)[N / 2], const uint32_t (&a)[4], uint64_t b, bool add) {   \
+#define EMULATOR_WGMMA_16(type)                                                                                     \
+    template <int A_CROSSED = 0, int B_CROSSED = 0>                                                                 \
+    static EMULATOR_MODEL void type(float (&d)[N / 2], uint64_t a, uint64_t b, bool add) {                          \
+        emulator::wgmma({emulator::Type::type, N, d, a, b, {}, false, A_CROSSED, B_CROSSED, add});                  \
+    }                                                                                                               \
+    template <int B_CROSSED = 0>                                                                                    \
+    static EMULATOR_MODEL void type(float (&d)[N / 2], const uint32_t (&a)[4], uint64_t b, bool add) {              \
         emulator::wgmma({emulator::Type::type, N, d, 0, b, {a[0], a[1], a[2], a[3]}, true, false, B_CROSSED, add}); \
     }
 template <int N>

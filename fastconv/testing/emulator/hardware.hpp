@@ -1,5 +1,5 @@
-// Copies that run ahead, and products of tiles, as a kernel's object file calls them. The runtime models what PTX promises:
-// data of an asynchronous copy lands when its wait returns, and until then the place reads 0xff.
+// Copies that run ahead, and products of tiles, as a kernel's object file calls them. The runtime models what PTX
+// promises: data of an asynchronous copy lands when its wait returns, and until then the place reads 0xff.
 #pragma once
 #include "runtime.hpp"
 
@@ -19,12 +19,12 @@ EMULATOR_API void copy_async_wait(unsigned latest);
 // ldmatrix: `count` tiles of 8 x 8 16-bit elements.
 EMULATOR_API void load_tiles(uint32_t* tiles, unsigned count, const void* row, bool crossed, Site site);
 
-// mma.sync
+// mma.sync: m16n8k16 (m16n8k8 for tf32); m16n8k8 of 16-bit elements; m8n8k4; m16n8k32.
 enum class Type { f16, bf16, tf32 };
-EMULATOR_API void mma(Type type, float* d, const uint32_t* a, const uint32_t* b, Site site);  // m16n8k16, m16n8k8 for tf32
-EMULATOR_API void mma_half_k(Type type, float* d, const uint32_t* a, const uint32_t* b, Site site);  // m16n8k8, 16 bits
-EMULATOR_API void mma_f64(double* d, double a, double b, Site site);                        // m8n8k4
-EMULATOR_API void mma_int8(int* d, const uint32_t* a, const uint32_t* b, bool a_signed, bool b_signed, Site site);  // m16n8k32
+EMULATOR_API void mma(Type type, float* d, const uint32_t* a, const uint32_t* b, Site site);
+EMULATOR_API void mma_half_k(Type type, float* d, const uint32_t* a, const uint32_t* b, Site site);
+EMULATOR_API void mma_f64(double* d, double a, double b, Site site);
+EMULATOR_API void mma_int8(int* d, const uint32_t* a, const uint32_t* b, bool a_signed, bool b_signed, Site site);
 
 // mbarrier; a barrier is known by its address.
 EMULATOR_API void barrier_init(uint64_t* barrier, uint32_t arrivals);
@@ -33,7 +33,7 @@ EMULATOR_API void barrier_arrive_expect(uint64_t* barrier, uint32_t bytes);
 EMULATOR_API void barrier_wait(uint64_t* barrier, uint32_t parity, Site site);
 EMULATOR_API void copies_arrive(uint64_t* barrier);
 
-// Bulk copies. `async_fence` makes what the thread wrote to shared memory, its barriers too, visible to them and to wgmma.
+// Bulk copies. `async_fence` shows them, and wgmma, what the thread wrote to shared memory, its barriers too.
 EMULATOR_API void async_fence();
 EMULATOR_API void bulk_load(void* to, const void* from, uint32_t bytes, uint64_t* barrier);
 EMULATOR_API void bulk_store(void* to, const void* from, uint32_t bytes);
@@ -42,7 +42,8 @@ EMULATOR_API void bulk_wait(unsigned latest, bool read);
 EMULATOR_API void box_load(void* to, const void* map, uint64_t* barrier, unsigned rank, const int32_t* corner);
 EMULATOR_API void box_store(const void* map, const void* from, unsigned rank, const int32_t* corner);
 /// corner: c, w, h, d, n; tap: its offsets along w, h, d.
-EMULATOR_API void pixels_load(void* to, const void* map, uint64_t* barrier, unsigned rank, const int32_t* corner, const uint16_t* tap);
+EMULATOR_API void pixels_load(void* to, const void* map, uint64_t* barrier, unsigned rank, const int32_t* corner,
+                              const uint16_t* tap);
 
 // wgmma: d[64, n] (+)= a * b, as this thread's `n / 2` sums; a is a descriptor, or four registers.
 struct Wgmma {

@@ -44,8 +44,8 @@ static double power_of_two(int exponent) {
     return value;
 }
 
-/// acc + sum of a[k] * b[k]: exact products, aligned to the largest addend and cut off below its 25th bit, summed exactly,
-/// and the sum cut to float32. GPUs differ in the last bit and in how many products they align at a time.
+/// acc + sum of a[k] * b[k]: exact products, aligned to the largest addend and cut off below its 25th bit, summed
+/// exactly, and the sum cut to float32. GPUs differ in the last bit and in how many products they align at a time.
 /// Source: Fasi, Higham, Mikaitis, Pranesh, "Numerical behavior of NVIDIA tensor cores" (2021).
 template <unsigned K>
 static float dot(float acc, const float* a, const float* b) {
@@ -138,7 +138,8 @@ void mma(Type type, float* d, const uint32_t* a, const uint32_t* b, Site site) {
 
 void mma_half_k(Type type, float* d, const uint32_t* a, const uint32_t* b, Site site) {
     Fragments mine{d, a, b};
-    warp_collective("mma.sync", ~0u, type == Type::f16 ? perform_mma<Type::f16, 8> : perform_mma<Type::bf16, 8>, &mine, site);
+    warp_collective("mma.sync", ~0u, type == Type::f16 ? perform_mma<Type::f16, 8> : perform_mma<Type::bf16, 8>, &mine,
+                    site);
 }
 
 struct Doubles {
@@ -172,7 +173,8 @@ static void perform_int8(void* const* lanes, unsigned) {
             int& sum = static_cast<int*>(of_lane(lanes, row % 8 * 4 + column / 2).d)[row / 8 * 2 + column % 2];
             for (unsigned k = 0; k < 32; ++k) {
                 Spot a = spot_a(row, k, 4), b = spot_b(k, column, 4);
-                sum += byte(of_lane(lanes, a.lane).a, a.index, A_SIGNED) * byte(of_lane(lanes, b.lane).b, b.index, B_SIGNED);
+                sum += byte(of_lane(lanes, a.lane).a, a.index, A_SIGNED) *
+                       byte(of_lane(lanes, b.lane).b, b.index, B_SIGNED);
             }
         }
 }
@@ -201,7 +203,8 @@ static void perform_load(void* const* lanes, unsigned) {
         for (unsigned tile = 0; tile < COUNT; ++tile) {
             unsigned outer = l / 4, inner = l % 4 * 2;
             uint32_t low = CROSSED ? lane(tile * 8 + inner).elements[outer] : lane(tile * 8 + outer).elements[inner];
-            uint32_t high = CROSSED ? lane(tile * 8 + inner + 1).elements[outer] : lane(tile * 8 + outer).elements[inner + 1];
+            uint32_t high =
+                CROSSED ? lane(tile * 8 + inner + 1).elements[outer] : lane(tile * 8 + outer).elements[inner + 1];
             lane(l).tiles[tile] = low | high << 16;
         }
 }

@@ -207,7 +207,8 @@ void fail(Site site, const char* format, ...) {
 }
 
 static bool same_wait(const Thread& a, const Thread& b) {
-    return a.waits == b.waits && a.what == b.what && a.site.line == b.site.line && a.mask == b.mask && !a.done && !b.done;
+    return a.waits == b.waits && a.what == b.what && a.site.line == b.site.line && a.mask == b.mask && !a.done &&
+           !b.done;
 }
 
 static void describe_waits() {
@@ -348,7 +349,8 @@ static void check_same_barrier() {
         const Thread& thread = block.threads[i];
         if (thread.done) continue;
         if (!first) first = &thread;
-        if (thread.site.line != first->site.line || thread.site.file != first->site.file || thread.what != first->what) {
+        if (thread.site.line != first->site.line || thread.site.file != first->site.file ||
+            thread.what != first->what) {
             say("divergent barrier in block (%u, %u, %u): its threads wait at different places", blockIdx.x, blockIdx.y,
                 blockIdx.z);
             describe_waits();
@@ -421,10 +423,8 @@ static void release_warp(unsigned warp, unsigned mask) {
         }
         brought[i] = lanes[i].brought;
     }
-    if (first->perform)
-        first->perform(brought, WARP);
-    else
-        checks::synchronise_warp(warp, group);  // of all collectives __syncwarp alone orders memory
+    if (first->perform) first->perform(brought, WARP);
+    else checks::synchronise_warp(warp, group);  // of all collectives __syncwarp alone orders memory
     w.arrived &= ~group;
     for (unsigned i = 0; i < WARP; ++i)
         if (group >> i & 1) make_ready(warp * WARP + i);
@@ -458,8 +458,8 @@ static void thread_exits() {
 // ---------------------------------------------------------------- a launch
 
 static void on_fault(int, siginfo_t* info, void*) {
-    fail({}, "segmentation fault at address %p (a stray pointer, a misaligned vector, or a stack of more than %zu KB)", info->si_addr,
-         STACK >> 10);
+    fail({}, "segmentation fault at address %p (a stray pointer, a misaligned vector, or a stack of more than %zu KB)",
+         info->si_addr, STACK >> 10);
 }
 
 /// Turns a fault of the kernel into an error of the launch.
@@ -488,7 +488,8 @@ struct FaultGuard {
 static void prepare_stacks() {
     if (stacks) return;
     size_t bytes = MAX_THREADS * (STACK + GUARD);
-    stacks = static_cast<char*>(mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+    stacks = static_cast<char*>(
+        mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
     if (stacks == MAP_FAILED) abort();
     for (unsigned i = 0; i < MAX_THREADS; ++i) mprotect(stacks + i * (STACK + GUARD), GUARD, PROT_NONE);
 }

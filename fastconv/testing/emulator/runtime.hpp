@@ -1,7 +1,7 @@
 // The emulator's runtime as a kernel sees it: one block at a time, one fiber per thread that waits.
 //
-// runtime.cpp is compiled once into a shared object; every kernel's shared object links to it. A thread that never waits
-// is a plain function call. One that waits gives its stack away to the next, and continues when it is released.
+// runtime.cpp is compiled once into a shared object; every kernel's shared object links to it. A thread that never
+// waits is a plain function call. One that waits gives its stack away to the next, and continues when it is released.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -30,7 +30,9 @@ namespace emulator {
 struct Site {
     const char* file;
     int line;
-    static constexpr Site here(const char* file = __builtin_FILE(), int line = __builtin_LINE()) { return {file, line}; }
+    static constexpr Site here(const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
+        return {file, line};
+    }
 };
 
 /// Memory that a checked kernel may touch.
@@ -44,7 +46,7 @@ struct Region {
     const char* name;
 };
 
-/// Bytes that a checked kernel's threads moved to and from global memory: by all accesses, and by the first of each place.
+/// Bytes that a checked kernel moved to and from global memory: by all accesses, and by the first of each place.
 struct Traffic {
     uint64_t read, written, distinct_read, distinct_written;
 };
@@ -52,14 +54,14 @@ struct Traffic {
 /// What a launch is told, and what it tells, field by field as in device.py.
 struct Launch {
     uint32_t grid[3], block[3];
-    uint64_t shared;                // bytes of dynamic shared memory
-    uint64_t seed;                  // 0: threads run in order, else in an order shuffled by this
-    const void* const* arguments;   // one address per parameter of the kernel
-    const uint64_t* sizes;          // its bytes
+    uint64_t shared;               // bytes of dynamic shared memory
+    uint64_t seed;                 // 0: threads run in order, else in an order shuffled by this
+    const void* const* arguments;  // one address per parameter of the kernel
+    const uint64_t* sizes;         // its bytes
     uint32_t count, checks;
     const Region* regions;
     uint64_t region_count;
-    char* message;                  // what went wrong, for the caller
+    char* message;  // what went wrong, for the caller
     uint64_t message_size;
     Traffic traffic;
 };
@@ -82,9 +84,9 @@ using Perform = void (*)(void* const* lanes, unsigned count);
 EMULATOR_API int run(Launch& launch, const Kernel& kernel);
 [[noreturn]] EMULATOR_API void fail(Site site, const char* format, ...) __attribute__((format(printf, 2, 3)));
 
-EMULATOR_API unsigned thread_number();                 // of the running thread in its block
+EMULATOR_API unsigned thread_number();  // of the running thread in its block
 inline unsigned lane_number() { return thread_number() % WARP; }
-EMULATOR_API unsigned live_lanes();                    // of the running thread's warp, as a mask
+EMULATOR_API unsigned live_lanes();  // of the running thread's warp, as a mask
 EMULATOR_API void* dynamic_shared();
 EMULATOR_API size_t dynamic_shared_size();
 char* static_shared();
@@ -103,9 +105,7 @@ EMULATOR_API void wake(const void* key);
 /// Lets every other thread run first.
 EMULATOR_API void yield(Site site);
 
-/// Accesses that a model makes for the running thread; nothing without checks.
-EMULATOR_API void reads(const void* address, size_t bytes);
-EMULATOR_API void writes(void* address, size_t bytes);
-EMULATOR_API void updates(void* address, size_t bytes);  // atomically
+/// An atomic access by the running thread, for the checks.
+EMULATOR_API void updates(void* address, size_t bytes);
 
 }  // namespace emulator

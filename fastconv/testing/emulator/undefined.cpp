@@ -48,10 +48,10 @@ long long value(const Type* type, uintptr_t raw) {
 #define EMULATOR_UNDEFINED(kind, Data, ...) \
     extern "C" EMULATOR_API [[noreturn]] void __ubsan_handle_##kind(Data* data, ##__VA_ARGS__)
 
-#define EMULATOR_OVERFLOW(kind, sign)                                                                         \
-    EMULATOR_UNDEFINED(kind##_overflow_abort, TypeData, uintptr_t a, uintptr_t b) {                           \
+#define EMULATOR_OVERFLOW(kind, sign)                                                                               \
+    EMULATOR_UNDEFINED(kind##_overflow_abort, TypeData, uintptr_t a, uintptr_t b) {                                 \
         emulator::fail(site(data->at), "undefined: the overflow of %lld " sign " %lld in %s", value(data->type, a), \
-                       value(data->type, b), data->type->name);                                               \
+                       value(data->type, b), data->type->name);                                                     \
     }
 EMULATOR_OVERFLOW(add, "+")
 EMULATOR_OVERFLOW(sub, "-")
@@ -62,19 +62,21 @@ EMULATOR_UNDEFINED(negate_overflow_abort, TypeData, uintptr_t a) {
     emulator::fail(site(data->at), "undefined: the overflow of -(%lld) in %s", value(data->type, a), data->type->name);
 }
 EMULATOR_UNDEFINED(shift_out_of_bounds_abort, ShiftData, uintptr_t a, uintptr_t b) {
-    emulator::fail(site(data->at), "undefined: a shift of %lld by %lld in %s", value(data->left, a), value(data->right, b),
-                   data->left->name);
+    emulator::fail(site(data->at), "undefined: a shift of %lld by %lld in %s", value(data->left, a),
+                   value(data->right, b), data->left->name);
 }
 EMULATOR_UNDEFINED(out_of_bounds_abort, BoundsData, uintptr_t index) {
-    emulator::fail(site(data->at), "out of bounds: the index %lld into %s", value(data->index, index), data->array->name);
+    emulator::fail(site(data->at), "out of bounds: the index %lld into %s", value(data->index, index),
+                   data->array->name);
 }
 EMULATOR_UNDEFINED(type_mismatch_v1_abort, MismatchData, uintptr_t address) {
     const size_t alignment = size_t(1) << data->log_alignment;
     if (!address) emulator::fail(site(data->at), "undefined: a null pointer is used as %s", data->type->name);
     if (address % alignment)
-        emulator::fail(site(data->at), "misaligned: the address %p of %s is not a multiple of %zu bytes", reinterpret_cast<void*>(address),
-                       data->type->name, alignment);
-    emulator::fail(site(data->at), "undefined: no room for %s at %p", data->type->name, reinterpret_cast<void*>(address));
+        emulator::fail(site(data->at), "misaligned: the address %p of %s is not a multiple of %zu bytes",
+                       reinterpret_cast<void*>(address), data->type->name, alignment);
+    emulator::fail(site(data->at), "undefined: no room for %s at %p", data->type->name,
+                   reinterpret_cast<void*>(address));
 }
 EMULATOR_UNDEFINED(load_invalid_value_abort, TypeData, uintptr_t raw) {
     emulator::fail(site(data->at), "undefined: the value %lld of %s", static_cast<long long>(raw), data->type->name);
@@ -82,7 +84,9 @@ EMULATOR_UNDEFINED(load_invalid_value_abort, TypeData, uintptr_t raw) {
 EMULATOR_UNDEFINED(builtin_unreachable, Location) {
     emulator::fail(site(*data), "undefined: a place is reached that was declared unreachable");
 }
-EMULATOR_UNDEFINED(missing_return, Location) { emulator::fail(site(*data), "undefined: a function ends without its result"); }
+EMULATOR_UNDEFINED(missing_return, Location) {
+    emulator::fail(site(*data), "undefined: a function ends without its result");
+}
 EMULATOR_UNDEFINED(vla_bound_not_positive_abort, TypeData, uintptr_t bound) {
     emulator::fail(site(data->at), "undefined: an array of %lld elements", value(data->type, bound));
 }
