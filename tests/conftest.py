@@ -1,8 +1,8 @@
 """What all tests share: the backends that can run here, and a profile for hypothesis.
 
-`raw` runs on the host emulator where there is a C++ compiler. A process with ``NUMBA_ENABLE_CUDASIM=1`` has `numba` alone,
-in Numba's simulator: tests/test_numba_simulator.py starts some. On a machine with a GPU, both GPU backends run there
-too, on CuPy arrays; ``-m gpu`` runs those alone.
+`raw` runs on the host emulator where there is a C++ compiler. On a machine with a GPU, both GPU backends run there
+too, on CuPy arrays; ``-m gpu`` runs those alone. A process with ``NUMBA_ENABLE_CUDASIM=1`` has `numba` alone, in
+Numba's simulator: tests/test_numba_simulator.py starts some.
 """
 
 from __future__ import annotations
