@@ -58,7 +58,7 @@ def fprop(y: str, x: str, acc: Any) -> Any:
 
 
 def gather(dx: str, dy: str, x: str, acc: Any) -> Any:
-    """The kernel for operands of these dtypes; `norms` are the outputs in the type `acc`, in their axes' order."""
+    """The kernel for operands of these dtypes; `norms` are the outputs in the type `acc`, in C order."""
     read_y, read_x, write = reader(dy, acc), reader(x, acc), writer(dx)
 
     @cuda.jit

@@ -40,7 +40,6 @@ Run = Callable[..., None]
 LARGE, MEDIUM = Tile(128, 128, 8, 8, 8), Tile(64, 64, 16, 4, 4)
 NARROW, TINY = Tile(32, 128, 8, 4, 4), Tile(4, 8, 4, 2, 2)
 PLANE, TINY_PLANE = Plane(8, 32, 4), Plane(5, 5, 2)
-RESIDENTS = {MEDIUM: 2}
 WAVE = 264  # blocks that keep a large GPU busy: two on each of 132 multiprocessors
 SHARED_BYTES = 48 * 2**10  # of a block, on every GPU
 MAX_EXTENT = 2**31 - 1
@@ -117,6 +116,11 @@ def tile_of(problem: ConvProblem, M: int, columns: int) -> Tile:
     return LARGE
 
 
+def residents(dtype: str, tile: Tile) -> int:
+    """How many blocks of `gather` shall share a multiprocessor: two, where their registers suffice without spills."""
+    return 2 if tile == MEDIUM and dtype != "float64" else 1
+
+
 def parts_of(blocks: int, summands: int) -> int:
     """In how many parts wgrad splits its summands: enough for the GPU, and each of some hundreds."""
     return max(1, min(2, summands) if simulated() else min(WAVE // blocks, summands // 512))
@@ -180,7 +184,7 @@ def gemm_grid(problem: ConvProblem, M: int, axes: tuple[Axis, ...]) -> tuple[Gri
     pixels = problem.N * math.prod(axis.results for axis in axes)
     tile = tile_of(problem, M, pixels)
     blocks = problem.groups * -(-M // tile.BM) * -(-pixels // tile.BN)
-    return Grid(blocks, tile.threads, 0, RESIDENTS.get(tile, 1)), (tile, all(axis.taps == 1 for axis in axes))
+    return Grid(blocks, tile.threads, 0, residents(problem.dtype, tile)), (tile, all(axis.taps == 1 for axis in axes))
 
 
 def depthwise_grid(problem: ConvProblem, M: int, axes: tuple[Axis, ...]) -> tuple[Grid, tuple[Any, ...]]:
