@@ -31,6 +31,8 @@ from fastconv.kernels.numba_cuda import (
     pool_max,
     pool_unpool,
 )
+from fastconv.kernels.numba_cuda.conv_depthwise import Plane
+from fastconv.kernels.numba_cuda.conv_gemm import Tile
 from fastconv.kernels.numba_cuda.memory import computed
 from fastconv.testing.resources import cuobjdump
 
@@ -46,7 +48,7 @@ BEGIN, END = (
 
 @dataclass(frozen=True)
 class Instance:
-    """A kernel for one dtype: its factory and arguments, what it is launched with, and in blocks of how many threads."""
+    """A kernel for one dtype: its factory and arguments, what it is launched with, and its blocks of threads."""
 
     factory: Callable[..., Any]
     key: tuple[Any, ...]
@@ -58,7 +60,7 @@ class Instance:
         return f"{self.factory.__module__.rpartition('.')[2]}.py"
 
     def __str__(self) -> str:
-        tile = next(("x".join(map(str, part)) for part in self.key if type(part) in (conv.Tile, conv.Plane)), "")
+        tile = next(("x".join(map(str, part)) for part in self.key if type(part) in (Tile, Plane)), "")
         return " ".join(filter(None, (self.factory.__name__, self.signature[0][0], tile)))
 
 
@@ -189,7 +191,7 @@ def shown() -> list[Instance]:
 
 def table() -> str:
     lines = ["| file | kernel | registers on sm_90 | static shared memory | spills |", "|---|---|---|---|---|"]
-    for instance in dict((f"{one.file} {one}", one) for one in reversed(shown())).values():
+    for instance in {f"{one.file} {one}": one for one in reversed(shown())}.values():
         found = measure(instance)
         lines.append(f"| `{instance.file}` | `{instance}` | {found.registers} | {found.shared} | {found.spills} |")
     return "\n".join([*lines[:2], *sorted(lines[2:])])
