@@ -1,6 +1,6 @@
 """Convolution, pooling and their gradients for NumPy and CuPy arrays; see `conv2d` for a first example."""
 
-from fastconv.config import show_config
+from fastconv.config import set_num_threads, show_config
 from fastconv.dispatch import backends, set_backend, use_backend
 from fastconv.errors import BackendError, DTypeError, FastconvError, ShapeError
 from fastconv.ops.conv import (
@@ -176,6 +176,7 @@ __all__ = [
     "plan",
     "set_autotune",
     "set_backend",
+    "set_num_threads",
     "show_config",
     "use_backend",
 ]

@@ -1,4 +1,4 @@
-"""The program `fastconv`: info, bench, selftest and explain. What a command needs is imported when it runs."""
+"""The program `fastconv`: info, bench, selftest, explain and warmup. What a command needs is imported when it runs."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def build_parser() -> Parser:
 
     parser.add_argument("--version", action="version", version=f"fastconv {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
-    for add in (_add_info, _add_bench, _add_selftest, _add_explain):
+    for add in (_add_info, _add_bench, _add_selftest, _add_explain, _add_warmup):
         add(commands)
     return parser
 
@@ -137,6 +137,7 @@ def _add_selftest(commands: Any) -> None:
         "", "--backend cpu", "--json",
     )  # fmt: skip
     parser.add_argument("--backend", type=words, metavar="A,B", help="only these backends")
+    parser.add_argument("--quick", action="store_true", help="only the first problems of each op")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -151,6 +152,16 @@ def _add_explain(commands: Any) -> None:
     parser.add_argument("--op", default="fprop", choices=("fprop", "dgrad", "wgrad"), help="default: fprop")
     parser.add_argument("--pool", default="max", choices=tuple(POOLS), help="the kind of a pooling (default: max)")
     parser.add_argument("--backend", help="ask this backend alone")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _add_warmup(commands: Any) -> None:
+    parser = _command(
+        commands, "warmup", warmup, "compile the cpu backend's kernels into the cache folder, ahead of first calls",
+        "", "--dtype float32,float64", "--json",
+    )  # fmt: skip
+    parser.add_argument("--dtype", type=words, default=("float32",), metavar="A,B",
+        help="of float16,bfloat16,float32,float64 (default: float32)")  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -256,7 +267,9 @@ def selftest(arguments: argparse.Namespace) -> int:
     except BackendError as error:
         raise UsageError(str(error)) from error
     with _bar() as progress:
-        results = selftest.run(arguments.backend, lambda todo: progress.track(todo, description="checking"))
+        results = selftest.run(
+            arguments.backend, lambda todo: progress.track(todo, description="checking"), arguments.quick
+        )
     wrong = [result for result in results if not result.ok]
     if arguments.json:
         _print_json([asdict(result) for result in results])
@@ -279,6 +292,31 @@ def _show_selftest(results: list[Any], wrong: list[Any]) -> None:
     for result in wrong:
         console.print(f"{result.backend} {result.op} {result.case}\n{result.detail}", style="red", markup=False)
     console.print(f"{len(results) - len(wrong)} of {len(results)} checks are right", highlight=False)
+
+
+def warmup(arguments: argparse.Namespace) -> int:
+    from fastconv.testing import warmup
+
+    dtypes = ("float16", "bfloat16", "float32", "float64")
+    if unknown := [name for name in arguments.dtype if name not in dtypes]:
+        raise UsageError(f"--dtype must be of {', '.join(dtypes)}: got {', '.join(unknown)}")
+    with _bar() as progress:
+        warmed = list(warmup.run(progress.track(warmup.todo(arguments.dtype), description="compiling")))
+    if arguments.json:
+        _print_json([one._asdict() for one in warmed])
+        return OK
+    from rich.table import Table
+
+    table = Table("op", "problem", "algorithm", header_style="bold")
+    table.add_column("compiled in s", justify="right")
+    table.add_column("on disk in kB", justify="right")
+    for one in warmed:
+        table.add_row(one.op, one.problem, one.algorithm, f"{one.seconds:.1f}", f"{one.nbytes / 1e3:.0f}")
+    console = _console()
+    console.print(table)
+    seconds = sum(one.seconds for one in warmed)
+    console.print(f"{seconds:.0f} s, the cache holds {warmup.cached() / 1e6:.1f} MB", highlight=False)
+    return OK
 
 
 def bench(arguments: argparse.Namespace) -> int:

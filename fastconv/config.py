@@ -1,4 +1,4 @@
-"""`show_config`: versions, devices, backends and folders, for bug reports."""
+"""`show_config`, versions, devices, backends and folders for bug reports, and `set_num_threads`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import platform
 from typing import Any
 
 from fastconv import dispatch, tuning
+from fastconv.errors import ArgumentError, ShapeError
 
 LIBRARIES = ("numpy", "numba", "llvmlite", "ml_dtypes", "cupy", "numba-cuda", "scipy", "torch", "onnx", "onnxruntime")
 
@@ -57,3 +58,33 @@ def show_config() -> None:
         print(f"{'backend':12} {backend['name']}: {backend['reason']}")
     print(f"{'cache':12} {found['cache']}")
     print(f"{'autotune':12} {found['autotune']}")
+
+
+def set_num_threads(count: int) -> None:
+    """How many threads the `cpu` backend uses in calls of this Python thread: ``numba.set_num_threads``.
+
+    Parameters
+    ----------
+    count : int
+        From 1 to the number that Numba started with, ``NUMBA_NUM_THREADS`` or all cores.
+
+    Raises
+    ------
+    ShapeError
+        For a number out of that range.
+    ArgumentError
+        For anything but an int.
+
+    Examples
+    --------
+    >>> import fastconv
+    >>> fastconv.set_num_threads(1)
+    """
+    import numba
+
+    if not isinstance(count, int) or isinstance(count, bool):
+        raise ArgumentError(f"count must be an int, got {type(count).__name__}")
+    most = numba.config.NUMBA_NUM_THREADS
+    if not 1 <= count <= most:
+        raise ShapeError(f"count must be from 1 to NUMBA_NUM_THREADS={most}: got {count}")
+    numba.set_num_threads(count)

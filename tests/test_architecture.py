@@ -148,7 +148,8 @@ def test_the_library_logs_and_does_not_print():
 # ---------------------------------------------------------------- the public surface
 
 FUNCTIONS = {name: getattr(fastconv, name) for name in fastconv.__all__ if inspect.isfunction(getattr(fastconv, name))}
-TOOLS = {"backends", "explain", "plan", "set_autotune", "set_backend", "show_config", "use_backend"}
+TOOLS = {"backends", "explain", "plan", "set_autotune", "set_backend", "set_num_threads", "show_config",
+         "use_backend"}  # fmt: skip
 OPS = {name: function for name, function in FUNCTIONS.items() if name not in TOOLS}
 
 

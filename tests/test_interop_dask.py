@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import threading
 import types
@@ -393,3 +394,14 @@ def test_memory_is_bounded_by_a_few_blocks():
         == fastconv.max_pool2d(fastconv.conv2d(np.ones((1, 1, 768, 16)), np.ones((2, 1, 3, 3)), padding=1), 2).sum()
     )
     assert 2 <= most <= 16
+
+
+def test_an_array_several_times_larger_than_the_worker_s_memory():
+    """The example on a distributed cluster: it checks its values, and that no worker came near its limit."""
+    pytest.importorskip("distributed")
+    command = [sys.executable, str(EXAMPLES / "dask_larger_than_memory.py")]
+    command += ["--gib", "1.25", "--workers", "1", "--memory", "400"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "dashboard: http" in done.stdout
+    assert "peak of" in done.stdout

@@ -29,13 +29,13 @@ import fastconv
 from fastconv.interop.rules import ROLES, cotangent, execute, lifted
 
 
-@primitive  # type: ignore[untyped-decorator]
+@primitive
 def run(op: str, problem: Any, backend: str | None, *operands: Any) -> Any:
     """The first result of an op: autograd's primitive."""
     return execute(op, problem, operands, backend, np)[0]
 
 
-@notrace_primitive  # type: ignore[untyped-decorator]
+@notrace_primitive
 def indices_of(problem: Any, x: Any, backend: str | None) -> Any:
     return execute("maxpool_indices", problem, [x], backend, np)[1]
 

@@ -7,7 +7,8 @@ or, where the weights or their gradient have it, into channels and groups: one c
 
 Called outside of ``jit``, an op takes the arrays as they lie in memory, on the CPU and, by DLPack, on a GPU.
 Inside, the compiled program calls back into Python, on the CPU only: on a GPU that would move every array through
-the host, so that compiling for one raises BackendError.
+the host, so that compiling for one raises BackendError. Bad arguments raise when a function is traced; what only the
+values show, such as an index out of range in an unpooling, raises JAX's own error from inside the program.
 
 Examples
 --------

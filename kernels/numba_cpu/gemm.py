@@ -26,7 +26,7 @@ from numba import get_thread_id, njit, prange
 from numba.extending import overload
 
 from fastconv.kernels.numba_cpu.elementwise import activate
-from fastconv.kernels.numba_cpu.memory import computed_name, load, size, store
+from fastconv.kernels.numba_cpu.memory import computed_name, load, size, store, zero
 from fastconv.kernels.numba_cpu.simd import (
     DOT_COLS,
     DOT_ROWS,
@@ -45,6 +45,7 @@ from fastconv.kernels.numba_cpu.simd import (
     width,
     zeros,
 )
+from fastconv.kernels.numba_cpu.winograd_transforms import turn_in
 
 BLOCK = 384  # rows (c, t) of a gather panel: 72 KiB of float32 at three vectors, beside ROWS rows of weights
 BUNDLE = 4  # panels that share a pass over the weights; they fill a third of an L2 of 1 MiB
@@ -52,7 +53,8 @@ DOT_M = 8 * DOT_ROWS  # output channels of one task of wgrad_dot
 DOT_K = 40 * DOT_COLS  # rows (c, t) of one
 DOT_PIXELS = 1024  # of one panel; long enough that the sums over lanes cost little
 OUTER_M = 64 * ROWS  # output channels of one task of wgrad_outer
-OUTER_PIXELS = 128  # of one panel
+OUTER_PIXELS = 128  # of one panel, which has SLACK more for what is written beyond its last pixel
+SLACK = 16
 
 
 class Geometry(NamedTuple):
@@ -424,7 +426,7 @@ def wgrad_outer(X, Y, S, W, g, taps, x, y, w, wg, wm, wc, wt, m_tasks, k_tasks, 
         nv = (r1 - r0 + width(S) - 1) // width(S)
         grads = work + get_thread_id() * work_bytes
         unfolded = grads + OUTER_M * grad_bytes
-        sums = unfolded + OUTER_PIXELS * row_bytes
+        sums = unfolded + (OUTER_PIXELS + SLACK) * row_bytes
         for first in range(0, pixels, OUTER_PIXELS):
             last = min(pixels, first + OUTER_PIXELS)
             pack_rows(Y, S, g, y + group * g.M * g.ym * size(Y), first, last, m0, m1, grads, grad_bytes)
@@ -437,6 +439,28 @@ def wgrad_outer(X, Y, S, W, g, taps, x, y, w, wg, wm, wc, wt, m_tasks, k_tasks, 
         for i in range(m1 - m0):
             row = w + (group * wg + (m0 + i) * wm) * size(W)
             put_row(S, W, sums + i * row_bytes, row, wc, wt, r0, r1)
+
+
+def turn_rows(X, S, source, row, rows, low, high, count, target):
+    """Columns of NV vectors: `count` adjacent elements of `rows` rows `row` bytes apart, 0 outside [low, high)."""
+    raise NotImplementedError("only inside kernels")
+
+
+@overload(turn_rows)
+def _turn_rows(X, S, source, row, rows, low, high, count, target):
+    def each(X, S, source, row, rows, low, high, count, target):
+        for j in range(count):
+            for r in range(rows):
+                value = load(X, source + r * row, j) if low <= j < high else zero(S)
+                store(S, target + j * NV * VECTOR_BYTES, r, value)
+
+    def vectors(X, S, source, row, rows, low, high, count, target):
+        for r in range(0, rows, width(S)):
+            for j in range(0, count, width(S)):
+                at = target + j * NV * VECTOR_BYTES + r * size(S)
+                turn_in(source + r * row + j * 4, row, rows - r, low - j, high - j, at, NV * VECTOR_BYTES)
+
+    return vectors if X.stored == S.stored == "float32" else each
 
 
 @njit(nogil=True)
@@ -453,6 +477,10 @@ def pack_columns(X, S, g, taps, x, first, last, r0, r1, panel):
             low, high = stretch(taps, t, o0, o1, o2, count)
             offset = pixel + taps[t, 0] * g.x0 + taps[t, 1] * g.x1 + taps[t, 2] * g.x2
             step = g.step2 * g.x2
+            if T == 1 and step == 1:
+                target = panel + (p - first) * lanes * size(S)
+                turn_rows(X, S, x + (offset + r0 * g.xc) * size(X), g.xc * size(X), r1 - r0, low, high, count, target)
+                continue
             for c in range((r0 - t + T - 1) // T, (r1 - t + T - 1) // T):
                 target = panel + ((p - first) * lanes + c * T + t - r0) * size(S)
                 source = x + (offset + c * g.xc) * size(X)

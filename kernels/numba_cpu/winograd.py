@@ -19,10 +19,14 @@ as they are stored, and where channels are adjacent neither is needed. Everythin
 `by_tiles` deals out blocks of tiles and keeps the whole of U, transformed first; `by_filters` deals out panels
 and keeps the whole of V, for few tiles and many filters, so that U never leaves the cache.
 
-A tile with an output that is not finite is computed again by the sums: so what a NaN or an infinity touches
-are the outputs whose windows hold it, and no others.
+What this rounds off grows with the products of all pixels of a tile and all taps, also of those that meet in no
+output: about with Q = (sum over c of |x tile|^2 |w|^2)^(1/2), which is one more plane of M. So a tile is kept where
+one of its outputs is LEAST * Q at least, or where the sizes of an output's products add up to that. Otherwise (data
+with few products, or none, and outputs that are not finite) it is computed again by the sums. So the error is
+bounded, and what a NaN or an infinity touches are the outputs whose windows hold it, and no others.
 """
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -42,6 +46,7 @@ from fastconv.kernels.numba_cpu.winograd_transforms import (
 )
 
 S = STORAGE["float32"]
+LEAST = 0.12  # of Q: leaves an output with an error of 20 roundoffs of Q within 1e-5 of the size of its sum
 COLUMNS = 48  # of pixels packed at a time: six rows of a vector of channels stay in the first cache
 AHEAD = 8  # channels of U that are fetched before they are needed
 CHUNK = 64  # channels of the filters that are transformed at a time
@@ -77,6 +82,7 @@ class Geometry(NamedTuple):
     w0: int
     w1: int
     w_form: int
+    padded: bool  # whether there are zeros beyond the image, as in fprop, or nothing
 
 
 class Room(NamedTuple):
@@ -120,7 +126,8 @@ def pack(g, x, row0, col0, rows, columns, lanes, target, pitch):
         source = x + (row * g.x0 + col0 * g.x1) * 4
         if g.x1 == 1:
             for j in range(0, columns, LANES):
-                turn_in(source + j * 4, g.xc * 4, lanes, -col0 - j, width - col0 - j, target + j * VECTOR_BYTES)
+                low, high = -col0 - j, width - col0 - j
+                turn_in(source + j * 4, g.xc * 4, lanes, low, high, target + j * VECTOR_BYTES, VECTOR_BYTES)
         else:
             for j in range(columns):
                 at = source + j * g.x1 * 4
@@ -176,12 +183,12 @@ def pack_filters(F, g, w, k, c0, c1, target):
     if g.w_form >= TAPS_ADJACENT and g.wc == T:
         total = (c1 - c0) * T
         for j in range(0, total, LANES):
-            turn_in(source + j * 4, g.wm * 4, lanes, 0, total - j, target + j * VECTOR_BYTES)
+            turn_in(source + j * 4, g.wm * 4, lanes, 0, total - j, target + j * VECTOR_BYTES, VECTOR_BYTES)
         return
     for _ in range(c0, c1):
         if g.w_form >= TAPS_ADJACENT:
             for j in range(0, T, LANES):
-                turn_in(source + j * 4, g.wm * 4, lanes, 0, T - j, target + j * VECTOR_BYTES)
+                turn_in(source + j * 4, g.wm * 4, lanes, 0, T - j, target + j * VECTOR_BYTES, VECTOR_BYTES)
         else:
             for t in range(T):
                 at = source + (t // F.r * g.w0 + t % F.r * g.w1) * 4
@@ -214,8 +221,8 @@ def transform_filters(F, g, w, v0, nv, c0, c1, u, plane, packed):
 
 
 @njit(nogil=True)
-def direct(F, g, x, w, image, k, row, col):
-    """One output by its sum."""
+def direct(F, g, x, w, image, k, row, col, sizes, needed):
+    """One output by its sum; or the sum of the sizes of its products, up to `needed`."""
     total = np.float32(0)
     for c in range(g.C):
         for i in range(F.r):
@@ -223,26 +230,52 @@ def direct(F, g, x, w, image, k, row, col):
             for j in range(F.r):
                 at1 = col - g.pad1 + j * g.dilation1
                 inside = 0 <= at0 < g.H and 0 <= at1 < g.W
-                at = image * g.xn + c * g.xc + at0 * g.x0 + at1 * g.x1
-                value = load(S, x, at) if inside else np.float32(0)  # which an infinite weight makes NaN
-                total += value * load(S, w, k * g.wm + c * g.wc + i * g.w0 + j * g.w1)
-        if total != total:
-            break  # it stays NaN
+                if inside or g.padded:
+                    at = image * g.xn + c * g.xc + at0 * g.x0 + at1 * g.x1
+                    value = load(S, x, at) if inside else np.float32(0)  # which an infinite weight makes NaN
+                    product = value * load(S, w, k * g.wm + c * g.wc + i * g.w0 + j * g.w1)
+                    total += abs(product) if sizes else product
+        if total != total or (sizes and total >= needed):
+            break  # it stays NaN, or it is enough
     return total
 
 
 @njit(nogil=True)
-def again(F, g, x, w, bias, floor, image, k, row, col, lanes, target, pitch):
-    """The outputs of one tile by their sums, in the lanes whose bits are set, to `target`."""
+def has_size(F, g, x, w, image, k, row, col, needed):
+    """Whether the sizes of the products of one of a tile's outputs add up to `needed`."""
+    for i in range(F.m):
+        for j in range(F.m):
+            at0, at1 = row + i * g.dilation0, col + j * g.dilation1
+            if at0 < g.P and at1 < g.Q and direct(F, g, x, w, image, k, at0, at1, True, needed) >= needed:
+                return True
+    return False
+
+
+@njit(nogil=True)
+def again(F, g, x, w, bias, floor, image, k, row, col, lanes, sums, plane, target, pitch):
+    """A tile's outputs by their sums to `target`, in the lanes whose bits are set and whose outputs have no size."""
+    sizes = sums + (F.planes - 1) * plane
     for lane in range(min(LANES, g.M - k)):
         if lanes >> lane & 1:
+            needed = np.float32(LEAST * math.sqrt(load(S, sizes, lane)))
+            if are_finite(F, sums, plane, lane) and has_size(F, g, x, w, image, k + lane, row, col, needed):
+                continue
             for i in range(F.m):
                 for j in range(F.m):
                     at0, at1 = row + i * g.dilation0, col + j * g.dilation1
                     if at0 < g.P and at1 < g.Q:
-                        value = direct(F, g, x, w, image, k + lane, at0, at1) + load(S, bias, k + lane)
+                        value = direct(F, g, x, w, image, k + lane, at0, at1, False, needed) + load(S, bias, k + lane)
                         value = floor if value <= floor else value
                         store(S, target + i * pitch + j * g.dilation1 * VECTOR_BYTES, lane, value)
+
+
+@njit(nogil=True)
+def are_finite(F, sums, plane, lane):
+    """Whether a tile's sums are, in one lane."""
+    check = np.float32(0)
+    for q in range(F.planes):
+        check += load(S, sums + q * plane, lane) * np.float32(0)
+    return check == check
 
 
 @njit(nogil=True)
@@ -272,7 +305,7 @@ def deliver(g, y, stage, pitch, rows, row, columns, lanes, code):
 def finish(F, g, room, first, last, v0, nv, sums, plane, stage, bias, code, x, w, y):
     """The outputs of the cells [first, last) from their planes of sums, of `nv` vectors of channels from v0 on."""
     d = g.dilation1
-    floor = np.float32(0 if code == 1 else -np.inf)
+    floor, least = np.float32(0 if code == 1 else -np.inf), np.float32(LEAST**2)
     cell = first
     while cell < last:
         count = piece(F, g, cell, last)
@@ -285,9 +318,16 @@ def finish(F, g, room, first, last, v0, nv, sums, plane, stage, bias, code, x, w
                     column = (tx + j) * F.m * d + phase
                     target = stage + (j * F.m * d + phase) * VECTOR_BYTES
                     source = sums + (tile * nv + v) * VECTOR_BYTES
-                    bad = transform_output(F, source, plane, bias + k * 4, floor, target, room.pitch, d * VECTOR_BYTES)
-                    if bad:
-                        again(F, g, x, w, bias, floor, image, k, row, column, bad, target, room.pitch)
+                    rows = (g.P - row + g.dilation0 - 1) // g.dilation0
+                    columns = (g.Q - column + d - 1) // d
+                    doubtful = transform_output(
+                        F, source, plane, least, rows, columns, bias + k * 4, floor, target, room.pitch,
+                        d * VECTOR_BYTES,
+                    )  # fmt: skip
+                    if doubtful:
+                        again(
+                            F, g, x, w, bias, floor, image, k, row, column, doubtful, source, plane, target, room.pitch
+                        )
             start = tx * F.m * d
             columns = min(count * F.m * d, g.Q - start)
             target = y + (image * g.yn + k * g.ym + row * g.y0 + start * g.y1) * 4
@@ -341,7 +381,7 @@ def multiply(nv, fresh, C, v, v_row, v_next, u, sums):
 @njit(nogil=True)
 def products(F, room, tiles, nv, c, count, fresh, v, u, u_plane, sums, sum_plane):
     """M (+)= V U over the `count` channels from c on, plane by plane."""
-    for q in range(F.n * F.n):
+    for q in range(F.planes):
         plane = v + q * room.v_plane + c * 4
         for t in range(0, tiles, ROWS):
             v_next = plane + ((t + ROWS) * room.v_row if t + ROWS < tiles else room.v_plane)
@@ -360,7 +400,7 @@ def panel_start(g, p, panels):
 @njit(nogil=True)
 def panel_address(F, g, u, p, panels):
     """Where a panel lies in the whole of U: planes of C rows, each plane a vector longer against conflicts."""
-    return u + F.n * F.n * (panel_start(g, p, panels) * g.C + p) * VECTOR_BYTES
+    return u + F.planes * (panel_start(g, p, panels) * g.C + p) * VECTOR_BYTES
 
 
 @njit(parallel=True, nogil=True)

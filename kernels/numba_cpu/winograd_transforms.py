@@ -57,10 +57,14 @@ def matrices(m, r):
 
 
 class Form:
-    """F(m x m, r x r), what kernels are compiled for: tiles are m cells apart and read n."""
+    """F(m x m, r x r), what kernels are compiled for: tiles are m cells apart and read n.
+
+    Beside the n^2 planes that it is transformed to, a tile and a filter have the sum of the squares of their cells.
+    """
 
     def __init__(self, m, r):
         self.m, self.r, self.n = m, r, m + r - 1
+        self.planes = self.n**2 + 1
         self.name = f"F({m},{r})"
         self.to_outputs, self.to_filter, self.to_input = matrices(m, r)
 
@@ -70,6 +74,7 @@ class GradientForm(Form):
 
     def __init__(self, m, r):
         self.m, self.r, self.n = m, r, m
+        self.planes = (m + r - 1) ** 2 + 1
         self.name = f"dF({m},{r})"
         self.to_outputs, self.to_input, _ = matrices(r, m)
 
@@ -105,7 +110,7 @@ def _attribute(name):
         return lambda form: value
 
 
-for _name in ("m", "r", "n"):
+for _name in ("m", "r", "n", "planes"):
     _attribute(_name)
 
 
@@ -164,6 +169,13 @@ def _interpolate(builder, matrix, values):
     ]
 
 
+def _squares(builder, values):
+    total = builder.fmul(values[0], values[0])
+    for value in values[1:]:
+        total = _multiply_add(builder, FLOAT, value, value, total)
+    return total
+
+
 def _both_axes(builder, apply, matrix, grid):
     """A matrix applied to the columns and then to the rows of a grid of vectors."""
     columns = [apply(builder, matrix, [row[j] for row in grid]) for j in range(len(grid[0]))]
@@ -188,7 +200,7 @@ def _put(builder, value, address, offset):
 
 
 def _forward(which):
-    """B^T d B or G g G^T: of cells `row` and `column` bytes apart, to planes `plane` bytes apart."""
+    """B^T d B or G g G^T of cells `row` and `column` bytes apart, and their squares, to planes `plane` bytes apart."""
 
     @intrinsic
     def transform(typing, form, source, row, column, target, plane):
@@ -199,6 +211,7 @@ def _forward(which):
             llvm = context.get_value_type(VectorType(FLOAT))
             grid = _grid(builder, llvm, matrix.shape[1], matrix.shape[1], source, row, column)
             planes = [value for line in _both_axes(builder, _evaluate, matrix, grid) for value in line]
+            planes.append(_squares(builder, [value for line in grid for value in line]))
             for q, value in enumerate(planes):
                 _put(builder, value, target, builder.mul(plane, _i64(q)))
             return context.get_dummy_value()
@@ -211,59 +224,88 @@ def _forward(which):
 transform_filter, transform_input = _forward("to_filter"), _forward("to_input")
 
 
-def _not_numbers(builder, value):
-    """The lanes that hold a NaN, as bits."""
-    bits = builder.bitcast(builder.fcmp_unordered("uno", value, value), ir.IntType(LANES))
-    return builder.zext(bits, ir.IntType(64))
+def _bits(builder, mask):
+    return builder.zext(builder.bitcast(mask, ir.IntType(LANES)), ir.IntType(64))
+
+
+def _results(builder, form, llvm, source, plane):
+    """A^T m A of planes `plane` bytes apart as a grid, and the plane of squares."""
+    n = form.to_outputs.shape[1]
+    *values, size = (_load(builder, source, builder.mul(plane, _i64(q)), llvm, 4) for q in range(n * n + 1))
+    grid = [values[i : i + n] for i in range(0, n * n, n)]
+    return _both_axes(builder, _interpolate, form.to_outputs, grid), size
+
+
+def _largest(builder, values):
+    largest, *rest = values
+    for value in rest:
+        largest = builder.select(builder.fcmp_ordered(">", value, largest), value, largest)
+    return largest
+
+
+def _doubtful(builder, grid, squares, size, least):
+    """The lanes, as bits, whose largest square is below `least` times `size`, or where a value is not finite."""
+    llvm = size.type
+    check = ir.Constant(llvm, None)
+    for value in (value for line in grid for value in line):
+        check = _multiply_add(builder, FLOAT, value, ir.Constant(llvm, None), check)  # infinity times 0 is NaN too
+    largest = builder.fadd(_largest(builder, squares), check)
+    enough = builder.fcmp_ordered(">=", largest, builder.fmul(size, _splat(builder, least, llvm)))
+    return _bits(builder, builder.not_(enough))
 
 
 @intrinsic
-def transform_output(typing, form, source, plane, bias, floor, target, row, column):
+def transform_output(typing, form, source, plane, least, rows, columns, bias, floor, target, row, column):
     """A^T m A of planes `plane` bytes apart, plus a vector of biases, raised to `floor`, to m x m cells.
 
-    Returns the lanes, as bits, in which a result was no finite number.
+    Returns the lanes, as bits, in which none of the first `rows` x `columns` results has a square of `least` times
+    the sum of squares, or one is no finite number.
     """
-    matrix = form.form.to_outputs
+    chosen = form.form
 
     def generate(context, builder, signature, args):
-        _, source, plane, bias, floor, target, row, column = args
+        _, source, plane, least, rows, columns, bias, floor, target, row, column = args
         llvm = context.get_value_type(VectorType(FLOAT))
-        n, zero = matrix.shape[1], ir.Constant(llvm, None)
-        values = [_load(builder, source, builder.mul(plane, _i64(q)), llvm, 4) for q in range(n * n)]
-        grid = [values[i : i + n] for i in range(0, n * n, n)]
+        grid, size = _results(builder, chosen, llvm, source, plane)
+
+        def inside(count):
+            """Per row or column, 1 where it is one of `count`, else 0."""
+            kept = (builder.icmp_signed("<", _i64(i), count) for i in range(chosen.m))
+            return [_splat(builder, builder.uitofp(one, llvm.element), llvm) for one in kept]
+
+        keep_row, keep_column = inside(rows), inside(columns)
+        squares = []
+        for line, kept in zip(grid, keep_row, strict=True):
+            of_line = [
+                builder.fmul(builder.fmul(value, value), one) for value, one in zip(line, keep_column, strict=True)
+            ]
+            squares.append(builder.fmul(_largest(builder, of_line), kept))
         bias, floor = _load(builder, bias, None, llvm, 4), _splat(builder, floor, llvm)
-        check = zero
-        for i, line in enumerate(_both_axes(builder, _interpolate, matrix, grid)):
+        for i, line in enumerate(grid):
             for j, value in enumerate(line):
-                check = _multiply_add(builder, FLOAT, value, zero, check)  # an infinity times 0 is NaN too
                 value = builder.fadd(value, bias)
                 value = builder.select(builder.fcmp_ordered("<=", value, floor), floor, value)
                 at = builder.add(builder.mul(row, _i64(i)), builder.mul(column, _i64(j)))
                 _put(builder, value, target, at)
-        return _not_numbers(builder, check)
+        return _doubtful(builder, grid, squares, size, least)
 
-    return types.int64(form, *(types.int64,) * 3, FLOAT, *(types.int64,) * 3), generate
+    return types.int64(form, *(types.int64,) * 2, FLOAT, *(types.int64,) * 3, FLOAT, *(types.int64,) * 3), generate
 
 
 @intrinsic
-def transform_gradient(typing, form, source, plane, target):
-    """A^T m A of planes `plane` bytes apart, to adjacent vectors. Returns the lanes in which one is not finite."""
-    matrix = form.form.to_outputs
+def transform_gradient(typing, form, source, plane, least, target):
+    """A^T m A of planes `plane` bytes apart, to adjacent vectors; returns lanes as `transform_output` does."""
+    chosen = form.form
 
     def generate(context, builder, signature, args):
-        _, source, plane, target = args
-        llvm = context.get_value_type(VectorType(FLOAT))
-        n = matrix.shape[1]
-        values = [_load(builder, source, builder.mul(plane, _i64(q)), llvm, 4) for q in range(n * n)]
-        grid = [values[i : i + n] for i in range(0, n * n, n)]
-        results = [value for line in _both_axes(builder, _interpolate, matrix, grid) for value in line]
-        check = ir.Constant(llvm, None)
+        _, source, plane, least, target = args
+        grid, size = _results(builder, chosen, context.get_value_type(VectorType(FLOAT)), source, plane)
+        results = [value for line in grid for value in line]
         for t, value in enumerate(results):
-            check = _multiply_add(builder, FLOAT, value, ir.Constant(llvm, None), check)
             _put(builder, value, target, _i64(t * VECTOR_BYTES))
-        return _not_numbers(builder, check)
+        return _doubtful(builder, grid, [builder.fmul(value, value) for value in results], size, least)
 
-    return types.int64(form, *(types.int64,) * 3), generate
+    return types.int64(form, types.int64, types.int64, FLOAT, types.int64), generate
 
 
 # ---------------------------------------------------------------- rows of pixels to vectors of channels, and back
@@ -300,11 +342,11 @@ def _rows_below(builder, mask, row, rows):
 
 
 @intrinsic
-def turn_in(typing, source, row, rows, low, high, target):
-    """target[j] = column j of `rows` rows `row` bytes apart, for columns in [low, high), 0 elsewhere and not read."""
+def turn_in(typing, source, row, rows, low, high, target, step):
+    """LANES vectors `step` bytes apart: columns of `rows` rows `row` bytes apart, 0 outside [low, high), not read."""
 
     def generate(context, builder, signature, args):
-        source, row, rows, low, high, target = args
+        source, row, rows, low, high, target, step = args
         llvm = context.get_value_type(VectorType(FLOAT))
         mask = _lanes(builder, low, high)
         loaded = [
@@ -313,10 +355,10 @@ def turn_in(typing, source, row, rows, low, high, target):
             for i in range(LANES)
         ]  # fmt: skip
         for j, value in enumerate(_transposed(builder, loaded)):
-            _put(builder, value, target, _i64(j * VECTOR_BYTES))
+            _put(builder, value, target, builder.mul(step, _i64(j)))
         return context.get_dummy_value()
 
-    return types.void(*(types.int64,) * 6), generate
+    return types.void(*(types.int64,) * 7), generate
 
 
 @intrinsic

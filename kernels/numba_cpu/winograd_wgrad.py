@@ -10,9 +10,15 @@ on the same n = m + r - 1 points as the forward pass, and so with the same trans
 Lanes hold the channels that are adjacent in dw, if any are: c or k. The other ones are the rows. A task owns
 some vectors of each and a share of the tiles, and adds block after block of tiles in order to its D, which
 stays in the cache. Shares depend on the problem alone and are added in order: results do not depend on
-the number of threads. A filter with a result that is not finite is computed again by the sums.
+the number of threads.
+
+What D rounds off grows with the products of all pixels of a tile, also of those that meet in no tap: about
+with Q = (sum over tiles of |Y tile|^2 |V tile|^2)^(1/2), which is one more plane of D. So a filter is kept where
+one of its results is LEAST * Q at least, or where the sum of the sizes of a tap's products is. Otherwise
+(data with few products, or none, and results that are not finite) it is computed again by the sums.
 """
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -22,7 +28,7 @@ from fastconv.kernels.numba_cpu.gemm import multiply
 from fastconv.kernels.numba_cpu.memory import load, store
 from fastconv.kernels.numba_cpu.pool_vectors import keep, plus, whole
 from fastconv.kernels.numba_cpu.simd import NV, ROWS, VECTOR_BYTES
-from fastconv.kernels.numba_cpu.winograd import S, transform_tiles
+from fastconv.kernels.numba_cpu.winograd import LEAST, S, transform_tiles
 from fastconv.kernels.numba_cpu.winograd_transforms import LANES, transform_gradient, turn_out
 
 ROW_PART, LANE_PART = 4, 6  # vectors of channels of a task, at most
@@ -69,7 +75,7 @@ def accumulate(FR, FL, gr, gl, room, rows, lanes, r0, r1, l0, l1, b0, b1, blocks
         start = l0 * LANES
         transform_tiles(FL, gl, room, lanes, first, last, start, min(l1 * LANES, gl.C), b - start * 4, packed)
         tiles = (last - first) * gr.dilation1
-        for q in range((FR.m + FR.r - 1) ** 2):
+        for q in range(FR.planes):
             for i in range(0, count, ROWS):
                 left, panels = 0, (width + NV - 1) // NV
                 for p in range(panels):
@@ -90,13 +96,44 @@ def direct(gx, gy, x, y, k, c, i, j):
         for p in range(gy.H):
             row = p - gx.pad0 + i * gx.dilation0
             for q in range(gy.W):
-                col = q - gx.pad1 + j * gx.dilation1
-                inside = 0 <= row < gx.H and 0 <= col < gx.W
-                value = load(S, x, n * gx.xn + c * gx.xc + row * gx.x0 + col * gx.x1) if inside else np.float32(0)
-                total += value * load(S, y, n * gy.xn + k * gy.xc + p * gy.x0 + q * gy.x1)
+                total += product(gx, gy, x, y, n, k, c, p, q, row, q - gx.pad1 + j * gx.dilation1)
         if total != total:
-            break
+            break  # it stays NaN
     return total
+
+
+@njit(nogil=True)
+def product(gx, gy, x, y, n, k, c, p, q, row, col):
+    """dy at (p, q) times x at (row, col): 0 beyond the image, which an infinite dy makes NaN."""
+    inside = 0 <= row < gx.H and 0 <= col < gx.W
+    value = load(S, x, n * gx.xn + c * gx.xc + row * gx.x0 + col * gx.x1) if inside else np.float32(0)
+    return value * load(S, y, n * gy.xn + k * gy.xc + p * gy.x0 + q * gy.x1)
+
+
+@njit(nogil=True)
+def has_size(gx, gy, x, y, k, c, r, needed):
+    """Whether the sizes of the products of the middle tap sum up to `needed`."""
+    i, j = r // 2 * gx.dilation0 - gx.pad0, r // 2 * gx.dilation1 - gx.pad1
+    total = np.float32(0)
+    for n in range(gx.N):
+        for p in range(gy.H):
+            for q in range(gy.W):
+                total += abs(product(gx, gy, x, y, n, k, c, p, q, p + i, q + j))
+            if total >= needed:
+                return True
+    return False
+
+
+@njit(nogil=True)
+def again(gx, gy, x, y, k, c, r, needed, taps, lane):
+    """The taps of one filter by their sums, unless they are finite and have the size that is needed."""
+    check = np.float32(0)
+    for t in range(r * r):
+        check += load(S, taps + t * VECTOR_BYTES, lane) * np.float32(0)
+    if check == check and has_size(gx, gy, x, y, k, c, r, needed):
+        return
+    for t in range(r * r):
+        store(S, taps + t * VECTOR_BYTES, lane, direct(gx, gy, x, y, k, c, t // r, t % r))
 
 
 @njit(nogil=True)
@@ -105,26 +142,24 @@ def finish(D, gr, gl, room, rows, lanes, sums, part_bytes, splits, r0, r1, l0, l
     width = l1 - l0
     plane = (((r1 - r0) * LANES + ROWS) * width + 1) * VECTOR_BYTES
     planes = scratch + room.planes
-    r, points = D.r, (D.m + D.r - 1) ** 2
-    taps = planes + points * VECTOR_BYTES
+    r = D.r
+    taps = planes + D.planes * VECTOR_BYTES
+    gx, x, gy, y = (gl, lanes, gr, rows) if g.rows_are_dy else (gr, rows, gl, lanes)
     for i in range(r0 * LANES, min(r1 * LANES, gr.C)):
         for v in range(l0, l1):
             source = sums + ((i - r0 * LANES) * width + v - l0) * VECTOR_BYTES
-            for q in range(points):
+            for q in range(D.planes):
                 total = whole(S, source + q * plane)
                 for split in range(1, splits):
                     total = plus(total, whole(S, source + q * plane + split * part_bytes))
                 keep(total, planes + q * VECTOR_BYTES)
-            bad = transform_gradient(D, planes, VECTOR_BYTES, taps)
+            bad = transform_gradient(D, planes, VECTOR_BYTES, np.float32(LEAST**2), taps)
             count = min(LANES, gl.C - v * LANES)
             for lane in range(count):
                 if bad >> lane & 1:
-                    for t in range(r * r):
-                        if g.rows_are_dy:
-                            value = direct(gl, gr, lanes, rows, i, v * LANES + lane, t // r, t % r)
-                        else:
-                            value = direct(gr, gl, rows, lanes, v * LANES + lane, i, t // r, t % r)
-                        store(S, taps + t * VECTOR_BYTES, lane, value)
+                    needed = LEAST * math.sqrt(load(S, planes + (D.planes - 1) * VECTOR_BYTES, lane))
+                    k, c = (i, v * LANES + lane) if g.rows_are_dy else (v * LANES + lane, i)
+                    again(gx, gy, x, y, k, c, r, needed, taps, lane)
             target = w + (i * g.row + v * LANES * g.lane) * 4
             if g.w1 == 1 and g.w0 == r:
                 for t in range(0, r * r, LANES):

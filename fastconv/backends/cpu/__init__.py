@@ -10,6 +10,7 @@ import importlib
 from typing import Any
 
 from fastconv.backends.base import Launch
+from fastconv.backends.cpu import threads
 
 FAMILIES = {
     "conv_fprop": "conv", "conv_dgrad": "conv", "conv_wgrad": "conv",
@@ -35,8 +36,7 @@ class CpuBackend:
 
     def plan(self, op: str, problem: Any) -> Launch:
         family = importlib.import_module(f"fastconv.backends.cpu.{FAMILIES[op]}")
-        launch: Launch = family.plan(op, problem)
-        return launch
+        return threads.guarded(family.plan(op, problem))
 
 
 backend = CpuBackend()

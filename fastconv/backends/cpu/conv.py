@@ -22,6 +22,7 @@ from fastconv.arrays import dtype_of
 from fastconv.backends.base import OPS, Launch
 from fastconv.backends.cpu import small, winograd, winograd_wgrad
 from fastconv.backends.cpu.passes import Pass, backward_axes, compute_dtype, forward_axes, storage, strides_of
+from fastconv.backends.cpu.threads import guarded
 from fastconv.backends.cpu.workspace import threads, workspace
 from fastconv.problem import ACTIVATIONS, ConvProblem, Ints
 
@@ -86,7 +87,9 @@ def _measure(op: str, problem: ConvProblem) -> str:
     dtype = dtype_of("int8" if problem.dtype == "int32" else problem.dtype)
     arrays = [None if role.endswith("bias") else np.ones(problem.dims(role), dtype) for role in roles]
     out = np.empty(problem.dims(result), dtype_of(problem.dtype))
-    candidates = {name: partial(build(name, op, problem, "").run, out, *arrays) for name in applicable(op, problem)}
+    candidates = {
+        name: partial(guarded(build(name, op, problem, "")).run, out, *arrays) for name in applicable(op, problem)
+    }
     return tuning.measured("cpu", f"{op}: {problem}; {tuning.machine()}, {threads()} threads", candidates)
 
 
@@ -282,7 +285,8 @@ FEW_PIXELS = 1024  # below this, summing the lanes of a dot product costs more t
 def wgrad(problem: ConvProblem, why: str) -> Launch:
     one = Pass.of(forward_axes(problem))
     dtype = compute_dtype(problem)
-    form = "outer" if problem.N * math.prod(problem.out) < FEW_PIXELS else "dot"
+    few = problem.N * math.prod(problem.out) < FEW_PIXELS
+    form = "outer" if few or (one.pointwise and problem.dtype == "float32") else "dot"
     G = problem.groups
     M, C = problem.K // G, problem.C // G
 
@@ -314,7 +318,7 @@ def _wgrad_bytes(form: str, itemsize: int) -> int:
     if form == "dot":
         return ((gemm.DOT_M + gemm.DOT_K) * gemm.DOT_PIXELS + gemm.DOT_M * gemm.DOT_K) * itemsize
     tile = simd.NV * simd.VECTOR_BYTES
-    return gemm.OUTER_M * (gemm.OUTER_PIXELS * itemsize + tile) + gemm.OUTER_PIXELS * tile
+    return gemm.OUTER_M * (gemm.OUTER_PIXELS * itemsize + tile) + (gemm.OUTER_PIXELS + gemm.SLACK) * tile
 
 
 def _wgrad_tasks(form: str, dtype: np.dtype, G: int, M: int, K: int, count: int) -> tuple[int, int]:

@@ -14,7 +14,7 @@ from fastconv.backends.cpu.passes import strides_of
 from fastconv.backends.cpu.workspace import threads, workspace
 from fastconv.problem import ACTIVATIONS, ConvProblem, Ints
 
-FORMS = ((4, 3), (2, 3), (2, 5))
+FORMS = ((4, 3), (2, 3), (2, 5))  # the first of each filter's serves its gradient too
 BLOCK_BYTES = 2**20  # of V in a thread's cache
 BLOCK_TILES, WHOLE_TILES = 64, 96  # of a block, where V is the thread's own, and where it is everybody's
 WHOLE_BYTES = 24 * 2**20  # of V at most, where every thread reads all of it
@@ -36,7 +36,7 @@ class Side(NamedTuple):
 def side(op: str, problem: ConvProblem) -> Side:
     window, G = problem.window, problem.groups
     pad = tuple(low for low, _ in window.pad)
-    if op == "conv_fprop":
+    if op != "conv_dgrad":
         return Side(problem.C // G, problem.K // G, problem.size, problem.out, pad)
     turned = tuple(extent - 1 - low for extent, low in zip(window.extent, pad, strict=True))
     return Side(problem.K // G, problem.C // G, problem.out, problem.size, turned)
@@ -45,8 +45,6 @@ def side(op: str, problem: ConvProblem) -> Side:
 def refuses(op: str, problem: ConvProblem) -> str | None:
     """Why Winograd does not take a pass of a problem, or None where it does."""
     window = problem.window
-    if op == "conv_wgrad":
-        return "it computes fprop and dgrad"
     if problem.dtype != "float32" or problem.precision is not None:
         return f"it rounds more than sums do: dtype={problem.dtype} precision={problem.precision} asks for sums"
     if problem.ndim != 2 or window.ksize not in ((3, 3), (5, 5)):
@@ -67,7 +65,10 @@ def tiles(problem: ConvProblem, m: int, out: Ints) -> Ints:
 
 def form_of(op: str, problem: ConvProblem) -> tuple[int, int]:
     """(m, r) of the form with the fewest multiplications, tiles counted in whole rows of registers."""
-    one = side(op, problem)
+    one, r = side(op, problem), problem.window.ksize[0]
+    forms = [form for form in FORMS if form[1] == r]
+    if op == "conv_wgrad":
+        return forms[0]
 
     def cost(form: tuple[int, int]) -> float:
         m, r = form
@@ -75,7 +76,7 @@ def form_of(op: str, problem: ConvProblem) -> tuple[int, int]:
         count = problem.N * rows * columns
         return (m + r - 1) ** 2 * (-(-count // 8) * 8 + 16)  # 16: what transforming the filters is worth in rows
 
-    return min((form for form in FORMS if form[1] == problem.window.ksize[0]), key=cost)
+    return min(forms, key=cost)
 
 
 def pays(op: str, problem: ConvProblem) -> bool:
@@ -152,15 +153,16 @@ def _room(config: Config, one: Side, cells: int, d: int, m: int, r: int) -> Any:
     from fastconv.kernels.numba_cpu.winograd_transforms import LANES
 
     kernel, n = kernels(), m + r - 1
+    planes = n * n + 1
     tile_rows = -(-cells // config.blocks) * d + ROWS
     v_row = -(-one.C // LANES) * VECTOR_BYTES + 64
     v_plane = tile_rows * v_row
     fitting = max(1, (kernel.COLUMNS // d - n) // m + 1)
     pitch = -(-((fitting - 1) * m + n) * d // LANES) * LANES * VECTOR_BYTES
     sizes = {
-        "v": n * n * v_plane if config.whole_filters else 0,
-        "u": 0 if config.whole_filters else n * n * (config.chunk * NV + 1) * VECTOR_BYTES,
-        "sums": n * n * (tile_rows * NV + 1) * VECTOR_BYTES,
+        "v": planes * v_plane if config.whole_filters else 0,
+        "u": 0 if config.whole_filters else planes * (config.chunk * NV + 1) * VECTOR_BYTES,
+        "sums": planes * (tile_rows * NV + 1) * VECTOR_BYTES,
         "packed": max(n * pitch, (r * r + 1) * LANES * VECTOR_BYTES),
         "stage": m * pitch,
     }
@@ -195,7 +197,7 @@ class _Call:
         from fastconv.kernels.numba_cpu.winograd_transforms import FORMS, LANES
 
         self.problem, self.one, self.count, self.lanes = problem, side(op, problem), threads(), LANES
-        self.form, self.planes, self.x, self.w, self.y = FORMS[m, r], (m + r - 1) ** 2, x, w, y
+        self.form, self.planes, self.x, self.w, self.y = FORMS[m, r], (m + r - 1) ** 2 + 1, x, w, y
         one, (d0, d1) = self.one, problem.window.dilation
         self.config = configure(problem, one, m, m + r - 1, LANES, NV, self.count)
         rows, columns = tiles(problem, m, one.out)
@@ -205,7 +207,7 @@ class _Call:
         xs, ys = ((0,) * 5 if array is None else strides_of(array) for array in (x, y))
         self.geometry = kernels().Geometry(
             problem.N, one.C, one.M, *one.size, *one.out, *one.pad, d0, d1, rows, columns // d1,
-            xs[0], xs[1], xs[3], xs[4], ys[0], ys[1], ys[3], ys[4], *filter_strides,
+            xs[0], xs[1], xs[3], xs[4], ys[0], ys[1], ys[3], ys[4], *filter_strides, op == "conv_fprop",
         )  # fmt: skip
         self.group_filters = strides_of(w)[0] * (problem.K // problem.groups) * w.itemsize
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from fastconv.backends.base import Launch
 from fastconv.backends.cpu.passes import strides_of
-from fastconv.backends.cpu.winograd import tiles
+from fastconv.backends.cpu.winograd import form_of, tiles
 from fastconv.backends.cpu.workspace import threads, workspace
 from fastconv.problem import ConvProblem
 
@@ -26,17 +26,12 @@ def kernels() -> ModuleType:
     return winograd_wgrad
 
 
-def form_of(problem: ConvProblem) -> tuple[int, int]:
-    r = problem.window.ksize[0]
-    return {3: 4, 5: 2}[r], r
-
-
 def parts(vectors: int, most: int) -> int:
     return -(-vectors // most)
 
 
 def plan(problem: ConvProblem, why: str) -> Launch:
-    m, r = form_of(problem)
+    m, r = form_of("conv_wgrad", problem)
 
     def run(dw: np.ndarray, dy: np.ndarray, x: np.ndarray) -> None:
         for group in range(problem.groups):
@@ -58,7 +53,7 @@ def _geometry(problem: ConvProblem, array: np.ndarray, m: int, pad: tuple[int, i
     n, c, _, s0, s1 = strides_of(array)
     return Geometry(
         array.shape[0], array.shape[1], 0, *array.shape[2:], *problem.out, *pad, d0, d1, rows, columns // d1,
-        n, c, s0, s1, *(0,) * 9,
+        n, c, s0, s1, *(0,) * 9, False,
     )  # fmt: skip
 
 
@@ -89,13 +84,14 @@ def _group(problem: ConvProblem, m: int, r: int, dw: np.ndarray, dy: np.ndarray,
     fitting = max(1, (COLUMNS // d - m) // m + 1)
     pitch = -(-((fitting - 1) * m + n) * d // LANES) * LANES * VECTOR_BYTES
     wide, long = -(-lane_vectors // lane_parts), -(-row_vectors // row_parts)
-    part_bytes = n * n * ((long * LANES + ROWS) * wide + 1) * VECTOR_BYTES
+    planes = n * n + 1
+    part_bytes = planes * ((long * LANES + ROWS) * wide + 1) * VECTOR_BYTES
     sizes = {
-        "rows": n * n * v_plane,
-        "lanes": n * n * v_plane,
+        "rows": planes * v_plane,
+        "lanes": planes * v_plane,
         "sums": part_bytes if splits == 1 else 0,
         "packed": n * pitch,
-        "planes": (n * n + r * r + LANES) * VECTOR_BYTES,
+        "planes": (planes + r * r + LANES) * VECTOR_BYTES,
     }
     offsets, end = {}, 0
     for name, nbytes in sizes.items():

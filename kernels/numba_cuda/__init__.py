@@ -1,0 +1,1 @@
+"""Numba CUDA kernels of the `numba` backend; see kernels/README.md."""
