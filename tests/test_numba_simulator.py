@@ -24,7 +24,7 @@ SELECTIONS = {
     "conv_fprop": ("test_exact.py", f"test_conv and conv_fprop and float32 and ({SHAPES}) and not ({SLOW})"),
     "conv_dgrad": ("test_exact.py", f"test_conv and conv_dgrad and float32 and ({SHAPES}) and not ({SLOW})"),
     "conv_wgrad": ("test_exact.py", f"test_conv and conv_wgrad and float32 and ({SHAPES}) and not ({SLOW})"),
-    "conv_dtypes": ("test_exact.py", f"test_conv and not float32 and ({FEW}) and not ({SLOW})"),
+    "conv_dtypes": ("test_exact.py", f"test_conv and not float32 and (dense or nhwc_ohwi) and not ({SLOW})"),
     "conv_bytes": ("test_exact.py", f"test_conv_of_bytes and dtypes2 and ({FEW}) and not mid"),
     "activations": ("test_exact.py", "test_activation or test_bias_grad and not mid"),
     "max_pool": ("test_exact.py", f"test_max_pool and ({WINDOWS}) and (16 or float32 or int8 or int64)"),
