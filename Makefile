@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
-.PHONY: bench test interop lint clean
+.PHONY: bench test interop gpu lint clean
 .NOTPARALLEL:
 
 bench: $(VENV)/bench.stamp
@@ -15,6 +15,11 @@ test: $(VENV)/test.stamp
 
 # Every library that fastconv drops into, several GB with CUDA: with them, `make test` tests the drop-ins too.
 interop: $(VENV)/interop.stamp
+
+# On a machine with a GPU, with the Python that has CuPy (and PyTorch to compare with) there: nothing is downloaded.
+gpu:
+	$(PYTHON) -m pip install --quiet --no-deps --no-build-isolation --editable .
+	$(PYTHON) -m fastconv.benchmarks.gpu $(ARGS)
 
 lint: $(VENV)/lint.stamp
 	$(BIN)/ruff check

@@ -137,6 +137,7 @@ def _add_selftest(commands: Any) -> None:
         "", "--backend cpu", "--json",
     )  # fmt: skip
     parser.add_argument("--backend", type=words, metavar="A,B", help="only these backends")
+    parser.add_argument("--quick", action="store_true", help="only the first problems of each op")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -266,7 +267,9 @@ def selftest(arguments: argparse.Namespace) -> int:
     except BackendError as error:
         raise UsageError(str(error)) from error
     with _bar() as progress:
-        results = selftest.run(arguments.backend, lambda todo: progress.track(todo, description="checking"))
+        results = selftest.run(
+            arguments.backend, lambda todo: progress.track(todo, description="checking"), arguments.quick
+        )
     wrong = [result for result in results if not result.ok]
     if arguments.json:
         _print_json([asdict(result) for result in results])

@@ -1,13 +1,14 @@
 """What all tests share: the backends that can run here, and a profile for hypothesis.
 
-`raw` runs on the host emulator where there is a C++ compiler. A process with ``NUMBA_ENABLE_CUDASIM=1`` has `numba` alone,
-in Numba's simulator: tests/test_numba_simulator.py starts some. On a machine with a GPU, both GPU backends run there
-too, on CuPy arrays; ``-m gpu`` runs those alone.
+`raw` runs on the host emulator where there is a C++ compiler, on smaller problems of the same names. A process with
+``NUMBA_ENABLE_CUDASIM=1`` has `numba` alone, in Numba's simulator: tests/test_numba_simulator.py starts some. On a
+machine with a GPU, both GPU backends run there too, on CuPy arrays; ``-m gpu`` runs those alone.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,7 +18,7 @@ import pytest
 import fastconv
 from fastconv.backends.numba_cuda.simulator import simulated
 from fastconv.backends.raw import cupy_device
-from fastconv.testing import emulator, gpu
+from fastconv.testing import cases, emulator, gpu
 
 HAS_GPU = cupy_device.unavailable() is None
 AVAILABLE = ["reference", "cpu", *(["raw"] if emulator.unavailable() is None else [])]
@@ -49,9 +50,10 @@ hypothesis.settings.load_profile("fastconv")
 
 
 @pytest.fixture(params=[*AVAILABLE, *ON_GPU])
-def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Every backend that can run here; the same test body runs on each."""
     if request.param == "raw":
+        monkeypatch.setattr(cases, "CONV_MID", cases.CONV_MID_EMULATED)
         with emulator.using(EMULATED):
             yield request.param
     elif request.param.endswith(" on gpu"):
@@ -63,12 +65,21 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
 
 @pytest.fixture(autouse=True)
 def own_settings(monkeypatch: pytest.MonkeyPatch):
-    """No test inherits a choice of backend or of tuning from the environment, and none leaves one behind."""
+    """No test inherits a choice of backend or of tuning from the environment, and none leaves one behind.
+
+    Nor a mode of another library: the benchmark's peers set theirs for a process of their own.
+    """
     for name in ("FASTCONV_BACKEND", "FASTCONV_AUTOTUNE"):
         monkeypatch.delenv(name, raising=False)
+    torch, jax = sys.modules.get("torch"), sys.modules.get("jax")
+    grad, x64 = torch is None or torch.is_grad_enabled(), jax is not None and jax.config.jax_enable_x64
     yield
     fastconv.set_backend(None)
     fastconv.set_autotune(None)
+    if torch := sys.modules.get("torch"):
+        torch.set_grad_enabled(grad)
+    if jax := sys.modules.get("jax"):
+        jax.config.update("jax_enable_x64", x64)
 
 
 class MadeUp:

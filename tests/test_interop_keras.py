@@ -19,10 +19,6 @@ import fastconv  # noqa: E402
 import fastconv.interop.keras  # noqa: E402
 from fastconv.interop.keras import patch  # noqa: E402
 
-#: Keras turns its variables into arrays in a way that NumPy 2 deprecates.
-OWN_WARNING = "ignore:.*__array__ implementation doesn't accept a copy:DeprecationWarning"
-pytestmark = pytest.mark.filterwarnings(OWN_WARNING)
-
 EXAMPLE = Path(__file__).parents[1] / "examples" / "train_keras_model.py"
 
 

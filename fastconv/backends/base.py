@@ -6,8 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from fastconv.errors import BackendError
-
 #: Per op, the roles of its operands and of its results. An operand may be None where it is optional.
 OPS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "conv_fprop": (("x", "w", "bias"), ("y",)),
@@ -58,21 +56,3 @@ class Backend(Protocol):
 
     def plan(self, op: str, problem: Any) -> Launch:
         """The launch for an op and a problem that it does not reject."""
-
-
-@dataclass(frozen=True)
-class Unbuilt:
-    """A backend whose kernels do not exist yet: known by name, and unavailable with its reason."""
-
-    name: str
-    kinds: tuple[str, ...]
-    reason: str
-
-    def unavailable(self) -> str | None:
-        return self.reason
-
-    def rejects(self, op: str, problem: Any) -> str | None:
-        return self.reason
-
-    def plan(self, op: str, problem: Any) -> Launch:
-        raise BackendError(self.reason)

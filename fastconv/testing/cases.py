@@ -94,6 +94,24 @@ CONV_MID = {
     "mid_3d": "conv3d n=1 c=16 size=9x11x10 k=24 ksize=3 pad=1",
 }
 
+#: The same names for backends that are emulated, a thread after the other: whole tiles, partial ones and their seams.
+CONV_MID_EMULATED = {
+    "mid_3x3": "conv2d n=2 c=20 size=7x10 k=72 ksize=3 pad=1",
+    "mid_3x3_bias_relu": "conv2d n=1 c=18 size=9x8 k=40 ksize=3 pad=1 bias=40 activation=relu",
+    "mid_strided": "conv2d n=2 c=17 size=11x12 k=65 ksize=3 stride=2 pad=1",
+    "mid_dilated": "conv2d n=1 c=16 size=9x11 k=31 ksize=3 pad=4 dilation=4",
+    "mid_1x1": "conv2d n=2 c=40 size=9x8 k=72 ksize=1",
+    "mid_1x1_strided": "conv2d n=1 c=66 size=11x9 k=35 ksize=1 stride=2",
+    "mid_5x5": "conv2d n=1 c=9 size=9x8 k=35 ksize=5 pad=2",
+    "mid_stem": "conv2d n=2 c=3 size=17x15 k=33 ksize=7 stride=2 pad=3",
+    "mid_grouped": "conv2d n=1 c=64 size=6x7 k=96 ksize=3 pad=1 groups=2",
+    "mid_depthwise": "conv2d n=2 c=35 size=14x15 k=35 ksize=3 pad=1 groups=35",
+    "mid_nhwc": "conv2d n=2 c=24 size=7x9 k=72 ksize=3 pad=1 layout=NHWC weight_layout=HWIO",
+    "mid_depthwise_nhwc": "conv2d n=2 c=64 size=9x7 k=64 ksize=3 stride=2 pad=1 groups=64 layout=NHWC",
+    "mid_1d": "conv1d n=2 c=20 size=77 k=36 ksize=9 pad=4",
+    "mid_3d": "conv3d n=1 c=8 size=5x6x4 k=24 ksize=3 pad=1",
+}
+
 POOL = {
     "halve": "pool2d n=2 c=3 size=8x6 ksize=2",
     "overlap": "pool2d n=2 c=3 size=13x11 ksize=3 stride=2",

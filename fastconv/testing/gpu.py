@@ -19,6 +19,11 @@ from fastconv.ops import signal
 GPU_BACKENDS = ("raw", "numba")
 
 
+def needed(backend: str) -> bool:
+    """Whether a backend, as it is now, takes arrays on a GPU only."""
+    return backend in GPU_BACKENDS and "numpy" not in dispatch.get(backend).kinds
+
+
 def to_gpu(array: np.ndarray) -> Any:
     """A copy on the GPU, with the array's own order of axes in memory."""
     cupy = sys.modules["cupy"]

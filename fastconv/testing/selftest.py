@@ -6,7 +6,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -15,7 +17,7 @@ import numpy as np
 
 import fastconv
 from fastconv.problem import ACTIVATIONS, ConvProblem, PoolProblem
-from fastconv.testing import cases, compare
+from fastconv.testing import cases, compare, gpu
 
 Array = np.ndarray
 
@@ -23,6 +25,7 @@ Array = np.ndarray
 ACTIVATION_SLACK, ACTIVATION_SLOPE = 16, 1.13
 #: What a precision by request may round off both factors of a product, of its size.
 INPUT_ROUNDING = {"tf32": 2 * 2.0**-11 + 2.0**-22, "bf16": 2 * 2.0**-8 + 2.0**-16}
+QUICK = 3  # checks of each op in a quick run
 EXACT_ACTIVATIONS = (None, "relu", "relu6")
 
 
@@ -363,8 +366,8 @@ class Result:
 Progress = Callable[[list[tuple[str, Check]]], Iterable[tuple[str, Check]]]
 
 
-def run(backend_names: Iterable[str] | None = None, progress: Progress = list) -> list[Result]:
-    """Run every check on every backend named, or on every available one.
+def run(backend_names: Iterable[str] | None = None, progress: Progress = list, quick: bool = False) -> list[Result]:
+    """Run every check on every backend named, or on every available one. On a GPU, NumPy arrays go there and back.
 
     Parameters
     ----------
@@ -372,6 +375,8 @@ def run(backend_names: Iterable[str] | None = None, progress: Progress = list) -
         A backend that is named and unavailable fails its checks.
     progress : callable
         Is given the list of what will run and returns an iterable over it: ``tqdm``, ``rich.progress.track``.
+    quick : bool
+        Only the first problems of each op: for runs under a tool that slows everything down.
 
     Returns
     -------
@@ -380,13 +385,23 @@ def run(backend_names: Iterable[str] | None = None, progress: Progress = list) -
     names = (
         [name for name, available, _ in fastconv.backends() if available] if backend_names is None else backend_names
     )
-    todo = [(name, check) for name in names for check in checks()]
+    todo = [(name, check) for name in names for check in (few() if quick else checks())]
     return [outcome(name, check) for name, check in progress(todo)]
+
+
+def few() -> Iterator[Check]:
+    """The first `QUICK` checks of each op."""
+    seen: Counter[str] = Counter()
+    for check in checks():
+        seen[check.op] += 1
+        if seen[check.op] <= QUICK:
+            yield check
 
 
 def outcome(backend: str, check: Check) -> Result:
     try:
-        check.verify(backend)
+        with gpu.through_gpu() if gpu.needed(backend) else nullcontext():
+            check.verify(backend)
     except Exception as error:  # whatever goes wrong is the finding
         detail = str(error) if isinstance(error, AssertionError) else f"{type(error).__name__}: {error}"
         return Result(backend, check.op, check.case, False, detail)

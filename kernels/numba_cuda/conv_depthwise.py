@@ -56,7 +56,7 @@ def gather(y: str, x: str, w: str, bias: str | None, acc: Any, activation: str |
     @cuda.jit
     def conv_depthwise_gather(y, x, w, bias, geometry):
         (
-            N, G, M, C, _, Z, P, Q, D, H, W, T, R, S,
+            _, G, M, C, _, Z, P, Q, D, H, W, T, R, S,
             step_d, step_h, step_w, start_d, start_h, start_w, reach_d, reach_h, reach_w,
             y0, yn, yk, yz, yp, yq, xn, xc, xd, xh, xw, w0, wg, wm, wc, wt, wr, ws, bias_step,
         ) = geometry  # fmt: skip

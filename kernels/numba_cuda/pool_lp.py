@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from fastconv.kernels.numba_cuda.memory import computed, place, reader, writer
+from fastconv.kernels.numba_cuda.memory import place, reader, writer
 from fastconv.kernels.numba_cuda.pool_window import cells, meets, outputs
 from fastconv.kernels.numba_cuda.target import cuda
 
@@ -58,7 +58,7 @@ def fprop(y: str, x: str, acc: Any) -> Any:
 
 
 def gather(dx: str, dy: str, x: str, acc: Any) -> Any:
-    """The kernel for operands of these dtypes; `norms` are the outputs in the type `acc`, in the order of their axes."""
+    """The kernel for operands of these dtypes; `norms` are the outputs in the type `acc`, in C order."""
     read_y, read_x, write = reader(dy, acc), reader(x, acc), writer(dx)
 
     @cuda.jit

@@ -37,9 +37,9 @@ from fastconv.problem import ConvProblem
 Run = Callable[..., None]
 
 #: 8 x 8 sums a thread balance the reads of shared memory with the products; two small blocks share a multiprocessor.
-LARGE, MEDIUM, NARROW, TINY = Tile(128, 128, 8, 8, 8), Tile(64, 64, 16, 4, 4), Tile(32, 128, 8, 4, 4), Tile(4, 8, 4, 2, 2)
+LARGE, MEDIUM = Tile(128, 128, 8, 8, 8), Tile(64, 64, 16, 4, 4)
+NARROW, TINY = Tile(32, 128, 8, 4, 4), Tile(4, 8, 4, 2, 2)
 PLANE, TINY_PLANE = Plane(8, 32, 4), Plane(5, 5, 2)
-RESIDENTS = {MEDIUM: 2}
 WAVE = 264  # blocks that keep a large GPU busy: two on each of 132 multiprocessors
 SHARED_BYTES = 48 * 2**10  # of a block, on every GPU
 MAX_EXTENT = 2**31 - 1
@@ -52,14 +52,15 @@ def choose(op: str, problem: ConvProblem) -> tuple[str, str]:
     """(algorithm, why) by the rule: a pure function of the op and the problem."""
     if max(*problem.size, *problem.out, *problem.window.extent, problem.C, problem.K) > MAX_EXTENT // 4:
         return "direct", "an extent beyond 32 bits"
-    if problem.C == problem.groups and problem.groups > 1:
+    if problem.groups == problem.C and problem.groups > 1:
         if reason := no_planes(op, problem):
             return "direct", reason
         return "depthwise", "one channel a group: tiles with their halo in shared memory"
     M, columns, summands = product_of(op, problem)
     tile = tile_of(problem, M, columns)
     if 8 * M < tile.BM or summands < tile.BK:
-        return "direct", f"{M} results from {summands} summands would leave tiles of {tile.BM} from {tile.BK} mostly empty"
+        why = f"{M} results from {summands} summands would leave tiles of {tile.BM} from {tile.BK} mostly empty"
+        return "direct", why
     if op != "conv_wgrad" and all(k == 1 for k in problem.window.ksize):
         return "gemm", "a filter of one tap: a plain product of matrices, tiled in shared memory and registers"
     return "gemm", "an implicit product of matrices, tiled in shared memory and registers"
@@ -113,6 +114,11 @@ def tile_of(problem: ConvProblem, M: int, columns: int) -> Tile:
     if problem.dtype == "float64" or problem.groups * -(-M // LARGE.BM) * -(-columns // LARGE.BN) < WAVE:
         return MEDIUM
     return LARGE
+
+
+def residents(dtype: str, tile: Tile) -> int:
+    """How many blocks of `gather` shall share a multiprocessor: two, where their registers suffice without spills."""
+    return 2 if tile == MEDIUM and dtype != "float64" else 1
 
 
 def parts_of(blocks: int, summands: int) -> int:
@@ -178,7 +184,7 @@ def gemm_grid(problem: ConvProblem, M: int, axes: tuple[Axis, ...]) -> tuple[Gri
     pixels = problem.N * math.prod(axis.results for axis in axes)
     tile = tile_of(problem, M, pixels)
     blocks = problem.groups * -(-M // tile.BM) * -(-pixels // tile.BN)
-    return Grid(blocks, tile.threads, 0, RESIDENTS.get(tile, 1)), (tile, all(axis.taps == 1 for axis in axes))
+    return Grid(blocks, tile.threads, 0, residents(problem.dtype, tile)), (tile, all(axis.taps == 1 for axis in axes))
 
 
 def depthwise_grid(problem: ConvProblem, M: int, axes: tuple[Axis, ...]) -> tuple[Grid, tuple[Any, ...]]:
@@ -242,7 +248,9 @@ def in_parts(problem: ConvProblem, factory: Callable[..., Any], grid: Grid, part
         if parts == 1:
             return call
         sizes = (parts, math.prod(extents), *extents, *lifted(dw))
-        add = Call(conv_gemm.sum_parts, (dtype_name(dw), acc), over(math.prod(extents)), (dtype_name(dw), stored), sizes)
+        add = Call(
+            conv_gemm.sum_parts, (dtype_name(dw), acc), over(math.prod(extents)), (dtype_name(dw), stored), sizes
+        )
 
         def run(dw: Any, dy: Any, x: Any) -> None:
             sums = scratch((parts * math.prod(extents),), acc)

@@ -132,7 +132,12 @@ class Call:
     __slots__ = ("_factory", "_flat", "_grid", "_key", "_loaded", "_numbers", "_signature", "_values")
 
     def __init__(
-        self, factory: Callable[..., Any], key: tuple[Any, ...], grid: Grid, dtypes: tuple[str | None, ...], *values: Any
+        self,
+        factory: Callable[..., Any],
+        key: tuple[Any, ...],
+        grid: Grid,
+        dtypes: tuple[str | None, ...],
+        *values: Any,
     ):
         self._factory, self._key, self._grid, self._values = factory, key, grid, values
         lengths = tuple(len(value) if isinstance(value, tuple) else 0 for value in values)

@@ -150,7 +150,14 @@ def scatter(problem: PoolProblem, dx: Any, dy: Any, indices: Any) -> Run:
     acc, count = computed(dtype_name(dx)), cells(problem)
     name, places = np.dtype(acc).name, dtype_name(indices)
     zero = Call(elementwise.fill, (name,), over(count), (name,), (count, 0))
-    sizes = (problem.N, problem.C, *window_geometry(problem)[:3], math.prod(problem.size), *lifted(dy), *lifted(indices))
+    sizes = (
+        problem.N,
+        problem.C,
+        *window_geometry(problem)[:3],
+        math.prod(problem.size),
+        *lifted(dy),
+        *lifted(indices),
+    )
     dtypes = name, dtype_name(dy), places
     add = Call(pool_max.scatter, (dtype_name(dx), dtype_name(dy)), over(problem.N * problem.C), dtypes, sizes)
     extents = (problem.N, problem.C, *window_geometry(problem)[3:6])
