@@ -3,20 +3,25 @@
     python -m fastconv.benchmarks.dropins [torch] [keras-torch] [keras-numpy] [--seconds 10]
 
 Each program is one step of work: a forward pass, or a training step from fixed weights. Its results under the
-patch are compared with its results without it before and after the timing; a wrong one has no time. The two
-take turns in short blocks, in one process, where PyTorch and Numba share their threads. Printed is a table of
-the median of each, the ratio of the medians, and what a step passed on. Run it on an idle machine.
+patch are compared with its results without it, and a wrong one has no time: PyTorch's programs in float64 too,
+to 1e-9; in float32, before and after the timing, to 1e-3 of the largest output and 0.1 of a gradient's norm,
+because rounding that pushes a value over ReLU's or a maximum's edge moves gradients by percents, with either
+library. The two take turns in short blocks, in one process, where PyTorch and Numba share their threads.
+Printed is a table of the median of each, the ratio of the medians, and what a step passed on. Run it on an
+idle machine.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -31,8 +36,9 @@ class Program:
     """One step of a library's work, deterministic, and the patch under which to repeat it."""
 
     name: str
-    step: Callable[[], Results]
+    step: Callable[[], Results]  # the output first, then gradients
     patch: Callable[[], Any]
+    exact: Callable[[], Results] | None = None  # the step in float64
 
 
 # ---------------------------------------------------------------- PyTorch
@@ -94,10 +100,15 @@ def torch_programs() -> Iterator[Program]:
     ):
         for form in (torch.contiguous_format, torch.channels_last):
             x = torch.randn(shape).contiguous(memory_format=form)
-            placed = model.to(memory_format=form)
+            placed = copy.deepcopy(model).to(memory_format=form)
+            exact = copy.deepcopy(placed).double()
             title = f"{name} {'x'.join(map(str, shape))}" + (", channels_last" * (form is torch.channels_last))
-            yield Program(f"{title}, forward", lambda m=placed, x=x: forward(m.eval(), x), patch)
-            yield Program(f"{title}, training step", lambda m=placed, x=x: train(m.train(), x), patch)
+            for work, step in (("forward", forward), ("training step", train)):
+                mode = work != "forward"
+                yield Program(
+                    f"{title}, {work}", partial(step, placed.train(mode), x), patch,
+                    partial(step, exact.train(mode), x.double()),
+                )  # fmt: skip
 
 
 # ---------------------------------------------------------------- Keras
@@ -130,31 +141,38 @@ def keras_programs() -> Iterator[Program]:
 # ---------------------------------------------------------------- measuring
 
 
-def differs(found: Results, expected: Results) -> str | None:
-    """How far the results of two steps lie apart, if further than float32 rounding through a network explains."""
-    for ours, theirs in zip(found, expected, strict=True):
-        error = float(np.abs(ours - theirs).max() / (np.abs(theirs).max() + 1e-6))
-        if not error < 1e-2:
-            return f"wrong: results differ by {error:.1e} of the largest"
+def differs(found: Results, expected: Results, output: float, gradient: float) -> str | None:
+    """What is wrong with the results of a step: bounds relative to the largest output and to a gradient's norm."""
+    for at, (ours, theirs) in enumerate(zip(found, expected, strict=True)):
+        size = np.linalg.norm if at else lambda array: np.abs(array).max()
+        error = float(size((ours - theirs).ravel()) / (size(theirs.ravel()) + 1e-6))
+        if not error <= (gradient if at else output):
+            return f"wrong: {'gradient' if at else 'output'} {at} differs by {error:.1e}"
     return None
+
+
+def under(patch: Any, step: Callable[[], Results]) -> tuple[Results, Results]:
+    """The results of a step under the patch, and without it."""
+    with patch:
+        found = [array.copy() for array in step()]
+    return found, step()
 
 
 def compare(program: Program, seconds: float) -> list[str]:
     """A row of the table: the medians in ms, their ratio, and what a step passed on."""
     patch = program.patch()
-    expected = [array.copy() for array in program.step()]
+    wrong = program.exact and differs(*under(patch, program.exact), 1e-9, 1e-9)
+    wrong = wrong or differs(*under(patch, program.step), 1e-3, 0.1)
+    passed = patch.report().passed
     times: dict[bool, list[float]] = {False: [], True: []}
-    with patch:
-        found = program.step()
-        passed = patch.report().passed
-    wrong = differs(found, expected)
     end = time.perf_counter() + seconds
     while not wrong and (time.perf_counter() < end or len(times[True]) < 10):
-        times[False] += time_calls(program.step, 3)[0][1:]
+        taken, expected = time_calls(program.step, 3)
+        times[False] += taken[1:]
         with patch:
             taken, found = time_calls(program.step, 3)
         times[True] += taken[1:]
-    wrong = wrong or differs(found, expected)
+        wrong = differs(found, expected, 1e-3, 0.1)
     if wrong:
         return [program.name, "-", "-", "-", wrong]
     theirs, ours = (quantile(times[patched], 0.5) for patched in (False, True))

@@ -12,9 +12,7 @@ few microseconds.
 
 from __future__ import annotations
 
-import os
 import re
-import sys
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -59,17 +57,6 @@ QUANTISED = re.compile(
 )
 
 counts = Counts()
-_forked = False
-
-
-def _after_fork() -> None:
-    """A forked process cannot start its parent's GNU OpenMP threads again; Numba exits where it is tried."""
-    global _forked
-    parallel = sys.modules.get("numba.np.ufunc.parallel")
-    _forked = parallel is not None and parallel._threading_layer == "omp"
-
-
-os.register_at_fork(after_in_child=_after_fork)
 
 # ---------------------------------------------------------------- kernels
 
@@ -95,8 +82,6 @@ def _computed(compute: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """The result, on no more threads than PyTorch is set to."""
     import numba
 
-    if _forked:
-        raise Refused("this process was forked after its parent had started Numba's GNU OpenMP threads")
     allowed = numba.get_num_threads()
     wanted = min(allowed, torch.get_num_threads())
     if wanted == allowed:
