@@ -8,6 +8,7 @@ machine with a GPU, both GPU backends run there too, on CuPy arrays; ``-m gpu`` 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -64,12 +65,21 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.fixture(autouse=True)
 def own_settings(monkeypatch: pytest.MonkeyPatch):
-    """No test inherits a choice of backend or of tuning from the environment, and none leaves one behind."""
+    """No test inherits a choice of backend or of tuning from the environment, and none leaves one behind.
+
+    Nor a mode of another library: the benchmark's peers set theirs for a process of their own.
+    """
     for name in ("FASTCONV_BACKEND", "FASTCONV_AUTOTUNE"):
         monkeypatch.delenv(name, raising=False)
+    torch, jax = sys.modules.get("torch"), sys.modules.get("jax")
+    grad, x64 = torch is None or torch.is_grad_enabled(), jax is not None and jax.config.jax_enable_x64
     yield
     fastconv.set_backend(None)
     fastconv.set_autotune(None)
+    if torch := sys.modules.get("torch"):
+        torch.set_grad_enabled(grad)
+    if jax := sys.modules.get("jax"):
+        jax.config.update("jax_enable_x64", x64)
 
 
 class MadeUp:

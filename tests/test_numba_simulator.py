@@ -16,14 +16,15 @@ import pytest
 ROOT = Path(__file__).parent.parent
 SLOW = "mid or stem or large_kernel or row or column or conv3d or 1d_long or bytes or precision or fused"
 FEW = "dense or depthwise_multiplier or grouped_strided or nhwc_ohwi or bias_relu"
+SHAPES = f"{FEW} or strided or dilated or asymmetric or unbatched or conv1d or nchw_hwio or empty_batch"
 WINDOWS = "halve or overlap or ceil_padded or dilated or exclude_pad or pool3d or adaptive_nhwc or empty_batch"
 
 #: What runs: the file, and which of its tests.
 SELECTIONS = {
-    "conv_fprop": ("test_exact.py", f"test_conv and conv_fprop and float32 and not ({SLOW})"),
-    "conv_dgrad": ("test_exact.py", f"test_conv and conv_dgrad and float32 and not ({SLOW})"),
-    "conv_wgrad": ("test_exact.py", f"test_conv and conv_wgrad and float32 and not ({SLOW})"),
-    "conv_dtypes": ("test_exact.py", f"test_conv and not float32 and ({FEW}) and not ({SLOW})"),
+    "conv_fprop": ("test_exact.py", f"test_conv and conv_fprop and float32 and ({SHAPES}) and not ({SLOW})"),
+    "conv_dgrad": ("test_exact.py", f"test_conv and conv_dgrad and float32 and ({SHAPES}) and not ({SLOW})"),
+    "conv_wgrad": ("test_exact.py", f"test_conv and conv_wgrad and float32 and ({SHAPES}) and not ({SLOW})"),
+    "conv_dtypes": ("test_exact.py", f"test_conv and not float32 and (dense or nhwc_ohwi) and not ({SLOW})"),
     "conv_bytes": ("test_exact.py", f"test_conv_of_bytes and dtypes2 and ({FEW}) and not mid"),
     "activations": ("test_exact.py", "test_activation or test_bias_grad and not mid"),
     "max_pool": ("test_exact.py", f"test_max_pool and ({WINDOWS}) and (16 or float32 or int8 or int64)"),

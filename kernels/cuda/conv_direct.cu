@@ -9,6 +9,8 @@
 // bytes at a time: OUTPUTS where result and filters have their output channels side by side (fprop of NHWC with HWIO),
 // SUMS where source and filters have the channels that are summed over so (fprop of NHWC with OHWI, dgrad with HWIO).
 //
+// Two blocks share a multiprocessor, but for scalar fprop, which would spill for it on sm_120.
+//
 // wgrad: a block sums B filters' weights at one (c, tap) for each of its `lanes`; its other threads share the pixels.
 // Their sums are added in shared memory as a tree, which has the same shape in every run.
 #include "conv.cuh"
@@ -111,7 +113,7 @@ template <int PASS, class T, class R, int P> __device__ inline void gather(const
     }
 }
 
-template <class T, class R, int P> __global__ void __launch_bounds__(256, 2) conv_fprop_direct(const __grid_constant__ Conv a) {
+template <class T, class R, int P> __global__ void __launch_bounds__(256, P == SCALAR ? 1 : 2) conv_fprop_direct(const __grid_constant__ Conv a) {
     gather<FPROP, T, R, P>(a);
 }
 

@@ -201,6 +201,17 @@ template <> __device__ inline int64_t noted<int64_t>(const Pool& a, const Place&
     return flat(a, i.at[0], i.at[1], i.at[2]);
 }
 
+// A pack as one access, where the compiler would rather load the values that are picked, one by one.
+template <int V, class T> __device__ inline Pack<T, V> load_whole(const T* from) {
+    if constexpr (V * sizeof(T) == 16) {
+        Pack<T, V> values;
+        *reinterpret_cast<uint4*>(&values) = __ldg(reinterpret_cast<const uint4*>(from));
+        return values;
+    } else {
+        return load<V>(from);
+    }
+}
+
 template <class G, class T, int V>
 __global__ void __launch_bounds__(256, 2) maxpool_dgrad(const __grid_constant__ Pool a) {
     for (int64_t number = thread_number(); number < places(a); number += thread_count()) {
@@ -218,7 +229,7 @@ __global__ void __launch_bounds__(256, 2) maxpool_dgrad(const __grid_constant__ 
                     if (s < 0) continue;
                     const T mine = noted<T>(a, i, t, r, s);
                     const Pack<T, V> taken = load<V>(notes + d * a.is[2] + h * a.is[3] + w * a.is[4]);
-                    const Pack<G, V> share = load<V>(dy + d * a.ys[2] + h * a.ys[3] + w * a.ys[4]);
+                    const Pack<G, V> share = load_whole<V>(dy + d * a.ys[2] + h * a.ys[3] + w * a.ys[4]);
 #pragma unroll
                     for (int k = 0; k < V; ++k)
                         sum[k] += taken.at[k] == mine ? widen(share.at[k]) : computed<G>(0);
@@ -249,7 +260,7 @@ __global__ void __launch_bounds__(256, 2) maxpool_dgrad_blocks(const __grid_cons
                 const int64_t h = p - m, w = q - n;
                 if (h < 0 || h >= a.out[1].value || w < 0 || w >= a.out[2].value) continue;
                 const Pack<uint8_t, V> taken = load<V>(notes + h * a.is[3] + w * a.is[4]);
-                const Pack<G, V> share = load<V>(dy + h * a.ys[3] + w * a.ys[4]);
+                const Pack<G, V> share = load_whole<V>(dy + h * a.ys[3] + w * a.ys[4]);
 #pragma unroll
                 for (int u = 0; u < S && m * S + u < K; ++u)
 #pragma unroll

@@ -50,9 +50,8 @@ def _openmp() -> str:
 def layer() -> str | None:
     """The threading layer that runs, or None before the first parallel loop."""
     global _layer
-    if _layer is None:
-        import numba
-
+    numba = sys.modules.get("numba")  # a launch that needs no kernel does not load it
+    if _layer is None and numba is not None:
         try:
             _layer = str(numba.threading_layer())
         except ValueError:

@@ -90,6 +90,7 @@ def instances() -> Iterator[Instance]:
 
 
 def claims(instance: Instance) -> dict[str, Any]:
-    """Packed instances load 16 bytes at a time; two blocks fit a multiprocessor."""
+    """Packed instances load 16 bytes at a time; two blocks fit a multiprocessor, but for scalar fprop."""
     packed = instance.args[-1] != "SCALAR"
-    return {"registers": 128, **({"sass": ("LDG.128",)} if packed else {})}
+    alone = instance.kernel == "conv_fprop_direct" and not packed
+    return {"registers": 255 if alone else 128, **({"sass": ("LDG.128",)} if packed else {})}
