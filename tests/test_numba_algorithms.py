@@ -64,6 +64,24 @@ def test_indices_outside_of_their_windows(backend):
     assert np.array_equal(*results)
 
 
+@pytest.mark.parametrize(("bad", "span"), [(16, "0 to 16"), (-2, "-2 to 0"), (2**40, "0 to 1099511627776")])
+def test_indices_outside_of_the_extent(backend, bad, span):
+    """Refused in the words of the reference, before anything is written."""
+    indices = np.array([0, 0, bad, 0]).reshape(1, 1, 2, 2)
+    y, x = np.zeros((1, 1, 2, 2), np.float32), np.zeros((1, 1, 4, 4), np.float32)
+    for call in (
+        lambda name, out: fastconv.max_unpool2d(y, indices, 2, backend=name, out=out),
+        lambda name, out: fastconv.max_pool2d_dgrad(y, x, 2, indices=indices, backend=name, out=out),
+    ):
+        out, messages = np.full((1, 1, 4, 4), 7, np.float32), set()
+        for name in (backend, "reference"):
+            with pytest.raises(fastconv.ShapeError, match=rf"\[0, 16\).*got {span}") as caught:
+                call(name, out)
+            messages.add(str(caught.value))
+        assert len(messages) == 1
+        assert (out == 7).all()
+
+
 def test_kernels_compute_beyond_32_bits(backend):
     """Offsets and indices of an array of more than 2**31 elements, of which one window is real memory."""
     row = np.zeros(1, np.int8)

@@ -120,14 +120,20 @@ def test_it_says_what_is_missing(monkeypatch):
 
 
 @pytest.mark.skipif(not __import__("importlib").util.find_spec("numba_cuda_mlir"), reason="needs numba-cuda-mlir")
-def test_the_successor_builds_the_kernels():
-    """Where numba-cuda-mlir is installed and numba-cuda is not, kernels are built with it."""
+def test_the_successor_compiles_the_kernels():
+    """Where numba-cuda-mlir is installed and numba-cuda is not, kernels compile with it, bits of bfloat16 included."""
     code = (
         "import importlib.util as u; find = u.find_spec\n"
         "u.find_spec = lambda name, *a: None if name == 'numba_cuda' else find(name, *a)\n"
-        "from fastconv.kernels.numba_cuda import target, conv_gemm\n"
-        "import numpy as np\n"
-        "conv_gemm.wgrad('float32', 'float32', 'float32', np.float32, conv_gemm.Tile(64, 64, 16, 4, 4))\n"
+        "import numba_cuda_mlir.tools; numba_cuda_mlir.tools._cached_cc = (9, 0)  # in place of a GPU's\n"
+        "from fastconv.backends.numba_cuda import ptx\n"
+        "from fastconv.backends.numba_cuda.launcher import kernel\n"
+        "from fastconv.kernels.numba_cuda import target\n"
+        "from fastconv.testing.numba_resources import instances\n"
+        "for one in instances():\n"
+        "    if one.signature[0][0] in ('float32', 'bfloat16'):\n"
+        "        function = kernel(one.factory, *one.key)\n"
+        "        assert b'.entry' in ptx.compile_ptx(function, one.signature, (9, 0), one.grid), one\n"
         "print(target.cuda.__name__)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=dict(os.environ))

@@ -165,6 +165,7 @@ class Resources:
     registers: int
     shared: int
     spills: int  # bytes of local memory a thread
+    inner: int  # accesses to local memory between the first barrier and the last: in the loop over the summands
 
 
 def measure(instance: Instance, cc: tuple[int, int] = (9, 0)) -> Resources:
@@ -176,12 +177,16 @@ def measure(instance: Instance, cc: tuple[int, int] = (9, 0)) -> Resources:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(linker.link("cubin").code)
         file.flush()
-        text = subprocess.run(
-            [cuobjdump(), "--dump-resource-usage", file.name], capture_output=True, text=True, check=True
-        ).stdout
-    rows = [{k: int(v) for k, v in re.findall(r"(REG|STACK|SHARED|LOCAL):(\d+)", line)} for line in text.splitlines()]
+        usage, sass = (
+            subprocess.run([cuobjdump(), option, file.name], capture_output=True, text=True, check=True).stdout
+            for option in ("--dump-resource-usage", "-sass")
+        )
+    rows = [{k: int(v) for k, v in re.findall(r"(REG|STACK|SHARED|LOCAL):(\d+)", line)} for line in usage.splitlines()]
     found = max((row for row in rows if row), key=lambda row: row["REG"])
-    return Resources(found["REG"], found["SHARED"], found["STACK"] + found["LOCAL"])
+    loop = re.findall(r"\b(BAR|LDL|STL)\b", sass)
+    barriers = [at for at, name in enumerate(loop) if name == "BAR"]
+    inside = barriers[-1] - barriers[0] + 1 - len(barriers) if barriers else 0
+    return Resources(found["REG"], found["SHARED"], found["STACK"] + found["LOCAL"], inside)
 
 
 def shown() -> list[Instance]:

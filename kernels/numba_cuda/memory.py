@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from fastconv.kernels.numba_cuda.target import device
+from fastconv.kernels.numba_cuda.target import bits_of, device, float_of
 
 #: The dtypes that a pointer has another type for.
 STORED = {"bfloat16": "uint16", "bool": "uint8"}
@@ -43,7 +43,7 @@ def reader(dtype: str, to: Any) -> Any:
 
     @device
     def widen(value):
-        return to(np.uint32(np.uint32(value) << np.uint32(16)).view(np.float32))
+        return to(float_of(np.int32(np.int32(value) << np.int32(16))))
 
     return widen
 
@@ -59,7 +59,7 @@ def writer(dtype: str) -> Any:
 
     @device
     def narrow(value):
-        bits = np.float32(value).view(np.uint32)
+        bits = np.uint32(bits_of(np.float32(value)))
         if value != value:
             return np.uint16(0x7FC0)
         odd = np.uint32(np.uint32(bits >> np.uint32(16)) & np.uint32(1))

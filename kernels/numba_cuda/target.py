@@ -10,6 +10,8 @@ import importlib.util
 import os
 from typing import Any
 
+import numpy as np
+
 SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM", "0") not in ("", "0")
 
 if not SIMULATED and importlib.util.find_spec("numba_cuda_mlir") and not importlib.util.find_spec("numba_cuda"):
@@ -17,7 +19,20 @@ if not SIMULATED and importlib.util.find_spec("numba_cuda_mlir") and not importl
 else:
     from numba import cuda, types
 
-__all__ = ["SIMULATED", "cuda", "device", "types"]
+__all__ = ["SIMULATED", "bits_of", "cuda", "device", "float_of", "types"]
+
+if SIMULATED:
+
+    def float_of(bits: Any) -> Any:
+        """The float32 with the bits of an int32."""
+        return bits.view(np.float32)
+
+    def bits_of(value: Any) -> Any:
+        """The bits of a float32, as an int32."""
+        return value.view(np.int32)
+
+else:
+    float_of, bits_of = cuda.libdevice.int_as_float, cuda.libdevice.float_as_int
 
 
 def device(function: Any) -> Any:

@@ -118,7 +118,7 @@ def tile_of(problem: ConvProblem, M: int, columns: int) -> Tile:
 
 def residents(dtype: str, tile: Tile) -> int:
     """How many blocks of `gather` shall share a multiprocessor: two, where their registers suffice without spills."""
-    return 2 if tile == MEDIUM and dtype != "float64" else 1
+    return 2 if tile == MEDIUM and dtype not in ("float64", "int32") else 1
 
 
 def parts_of(blocks: int, summands: int) -> int:
