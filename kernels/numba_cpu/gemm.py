@@ -55,6 +55,7 @@ DOT_PIXELS = 1024  # of one panel; long enough that the sums over lanes cost lit
 OUTER_M = 64 * ROWS  # output channels of one task of wgrad_outer
 OUTER_PIXELS = 128  # of one panel, which has SLACK more for what is written beyond its last pixel
 SLACK = 16
+OUTER_RUN = 32 * OUTER_PIXELS  # pixels that are summed before their sum is added: one long sum would be inexact
 
 
 class Geometry(NamedTuple):
@@ -361,6 +362,12 @@ def clear(S, address, count):
 
 
 @njit(nogil=True)
+def add(S, sums, terms, count):
+    for j in range(count):
+        store(S, sums, j, load(S, sums, j) + load(S, terms, j))
+
+
+@njit(nogil=True)
 def clear_rows(S, panel, rows, unit, row_bytes):
     """Zero the rows beyond `rows` that complete a tile of `unit`, as `clear_tail` does lanes."""
     stop = (rows + unit - 1) // unit * unit
@@ -446,6 +453,9 @@ def wgrad_outer(X, Y, S, W, g, taps, x, y, w, wg, wm, wc, wt, m_tasks, k_tasks, 
         grads = work + get_thread_id() * work_bytes
         unfolded = grads + OUTER_M * grad_bytes
         sums = unfolded + (OUTER_PIXELS + SLACK) * row_bytes
+        run = sums + OUTER_M * row_bytes
+        count = (m1 - m0) * nv * width(S)
+        clear(S, sums, count)
         clear_rows(S, grads, m1 - m0, ROWS, grad_bytes)
         clear_tail(S, unfolded, OUTER_PIXELS, r1 - r0, row_bytes)
         for first in range(0, pixels, OUTER_PIXELS):
@@ -454,12 +464,14 @@ def wgrad_outer(X, Y, S, W, g, taps, x, y, w, wg, wm, wc, wt, m_tasks, k_tasks, 
             pack_columns(X, S, g, taps, x + group * g.C * g.xc * size(X), first, last, r0, r1, unfolded)
             for i in range(0, m1 - m0, ROWS):
                 multiply(
-                    S, nv, first == 0, False, 0, last - first, grads + i * grad_bytes, size(S), grad_bytes,
-                    unfolded, row_bytes, sums + i * row_bytes, row_bytes, 0,
+                    S, nv, first % OUTER_RUN == 0, False, 0, last - first, grads + i * grad_bytes, size(S), grad_bytes,
+                    unfolded, row_bytes, run + i * nv * VECTOR_BYTES, nv * VECTOR_BYTES, 0,
                 )  # fmt: skip
+            if last % OUTER_RUN == 0 or last == pixels:
+                add(S, sums, run, count)
         for i in range(m1 - m0):
             row = w + (group * wg + (m0 + i) * wm) * size(W)
-            put_row(S, W, sums + i * row_bytes, row, wc, wt, r0, r1)
+            put_row(S, W, sums + i * nv * VECTOR_BYTES, row, wc, wt, r0, r1)
 
 
 def turn_rows(X, S, source, row, rows, low, high, count, target):
