@@ -40,6 +40,7 @@ from fastconv.kernels.numba_cpu.simd import (
     move,
     move_every,
     outer,
+    prefetch,
     put,
     relu,
     width,
@@ -55,6 +56,7 @@ DOT_PIXELS = 1024  # of one panel; long enough that the sums over lanes cost lit
 OUTER_M = 64 * ROWS  # output channels of one task of wgrad_outer
 OUTER_PIXELS = 128  # of one panel, which has SLACK more for what is written beyond its last pixel
 SLACK = 16
+FEW_BLOCKS = 3  # of output channels that read pixels where they lie: packing would cost as much as it saves
 OUTER_RUN = 32 * OUTER_PIXELS  # pixels that are summed before their sum is added: one long sum would be inexact
 
 
@@ -111,7 +113,11 @@ def _copy_row(X, S, source, step, target, low, high, count):
 
     def vectors(X, S, source, step, target, low, high, count):
         if step == 1:
-            for j in range(0, count, width(S)):
+            whole = count // width(S) * width(S) if low == 0 and high >= count else 0
+            for j in range(0, whole, width(S)):
+                at = j * size(S)
+                put(get(S, 1, 1, source + at, 0), 1, 1, target + at, 0)
+            for j in range(whole, count, width(S)):
                 at = j * size(S)
                 move(S, source + at, target + at, low - j, high - j, count - j)
         elif step == 2:
@@ -182,35 +188,94 @@ def pack(X, S, g, taps, x, first, last, r0, r1, panel, row_bytes):
 
 
 @njit(nogil=True)
-def multiply(S, nv, fresh, last, code, K, a, a_step, a_row, b, b_row, c, c_row, bias):
-    """One tile of `nv` vectors: c (+)= a @ b over K rows; with `last`, bias and ReLU while it is in registers."""
+def fetch(a, a_row):
+    """Ask for a line of each of ROWS rows."""
+    for i in range(ROWS):
+        prefetch(a + i * a_row)
+
+
+@njit(nogil=True)
+def multiply(S, nv, fresh, last, code, K, a, a_step, a_row, a_next, b, b_row, c, c_row, bias, out, out_row):
+    """One tile of `nv` vectors: out = (c +) a @ b over K rows; with `last`, bias and ReLU while it is in registers.
+
+    The lines of `a_next`, as many as those of ROWS rows of a, are fetched meanwhile.
+    """
+    lanes = width(S)
     if nv == 1:
         tile1 = zeros(S, ROWS, 1) if fresh else get(S, ROWS, 1, c, c_row)
-        for k in range(K):
-            tile1 = outer(tile1, ROWS, 1, a + k * a_step, a_row, b + k * b_row)
+        for k0 in range(0, K, lanes):
+            fetch(a_next + k0 * size(S), a_row)
+            for k in range(k0, min(K, k0 + lanes)):
+                tile1 = outer(tile1, ROWS, 1, a + k * a_step, a_row, b + k * b_row)
         if last:
             tile1 = add_to_rows(tile1, ROWS, 1, bias)
             if code == 1:
                 tile1 = relu(tile1, ROWS, 1)
-        put(tile1, ROWS, 1, c, c_row)
+        put(tile1, ROWS, 1, out, out_row)
     elif nv == 2 or NV == 2:
         tile2 = zeros(S, ROWS, 2) if fresh else get(S, ROWS, 2, c, c_row)
-        for k in range(K):
-            tile2 = outer(tile2, ROWS, 2, a + k * a_step, a_row, b + k * b_row)
+        for k0 in range(0, K, lanes):
+            fetch(a_next + k0 * size(S), a_row)
+            for k in range(k0, min(K, k0 + lanes)):
+                tile2 = outer(tile2, ROWS, 2, a + k * a_step, a_row, b + k * b_row)
         if last:
             tile2 = add_to_rows(tile2, ROWS, 2, bias)
             if code == 1:
                 tile2 = relu(tile2, ROWS, 2)
-        put(tile2, ROWS, 2, c, c_row)
+        put(tile2, ROWS, 2, out, out_row)
     else:
         tile3 = zeros(S, ROWS, 3) if fresh else get(S, ROWS, 3, c, c_row)
-        for k in range(K):
-            tile3 = outer(tile3, ROWS, 3, a + k * a_step, a_row, b + k * b_row)
+        for k0 in range(0, K, lanes):
+            fetch(a_next + k0 * size(S), a_row)
+            for k in range(k0, min(K, k0 + lanes)):
+                tile3 = outer(tile3, ROWS, 3, a + k * a_step, a_row, b + k * b_row)
         if last:
             tile3 = add_to_rows(tile3, ROWS, 3, bias)
             if code == 1:
                 tile3 = relu(tile3, ROWS, 3)
-        put(tile3, ROWS, 3, c, c_row)
+        put(tile3, ROWS, 3, out, out_row)
+
+
+def unpacked(X, S, g, taps, blocks, nv, first, last):
+    """Where in x the pixels [first, last) begin, if few blocks read them and they lie there as in a panel; else -1."""
+    raise NotImplementedError("only inside kernels")
+
+
+@overload(unpacked)
+def _unpacked(X, S, g, taps, blocks, nv, first, last):
+    if X.stored != S.stored:
+        return lambda X, S, g, taps, blocks, nv, first, last: -1
+
+    def whole(X, S, g, taps, blocks, nv, first, last):
+        count = nv * width(S)
+        if blocks > FEW_BLOCKS or taps.shape[0] > 1 or g.step2 * g.x2 != 1 or last - first < count:
+            return -1
+        n, o0, o1, o2 = locate(g, first)
+        if o2 + count > g.P2 or stretch(taps, 0, o0, o1, o2, count) != (0, count):
+            return -1
+        pixel = n * g.xn + (o0 * g.step0 + taps[0, 0]) * g.x0 + (o1 * g.step1 + taps[0, 1]) * g.x1
+        return pixel + o2 + taps[0, 2]
+
+    return whole
+
+
+def straight(S, Y, g, code, rows, nv, first, last):
+    """Where in y the pixels [first, last) begin, if a tile can be stored there as it is; else -1."""
+    raise NotImplementedError("only inside kernels")
+
+
+@overload(straight)
+def _straight(S, Y, g, code, rows, nv, first, last):
+    if S.stored != Y.stored:
+        return lambda S, Y, g, code, rows, nv, first, last: -1
+
+    def whole(S, Y, g, code, rows, nv, first, last):
+        if code > 1 or rows < ROWS or g.y2 != 1 or last - first < nv * width(S):
+            return -1
+        n, o0, o1, o2 = locate(g, first)
+        return n * g.yn + o0 * g.y0 + o1 * g.y1 + o2 if o2 + last - first <= g.P2 else -1
+
+    return whole
 
 
 @njit(nogil=True)
@@ -244,9 +309,13 @@ def _scatter_row(S, Y, source, target, step, count):
 
     def vectors(S, Y, source, target, step, count):
         if step == 1:
-            for j in range(0, count, width(S)):
+            whole = count // width(S) * width(S)
+            for j in range(0, whole, width(S)):
                 at = j * size(S)
-                move(S, source + at, target + at, 0, count - j, count - j)
+                put(get(S, 1, 1, source + at, 0), 1, 1, target + at, 0)
+            if whole < count:
+                at = whole * size(S)
+                move(S, source + at, target + at, 0, count - whole, count - whole)
         else:
             for j in range(count):
                 store(Y, target, j * step, load(S, source, j))
@@ -292,8 +361,10 @@ def gather(
             r1 = min(K, r0 + BLOCK)
             for q in range(q0, q1):
                 first, last = panel_start(S, pixels, q, panels), panel_start(S, pixels, q + 1, panels)
-                row_bytes = (last - first + width(S) - 1) // width(S) * VECTOR_BYTES
-                pack(X, S, g, taps, source, first, last, r0, r1, unfolded + (q - q0) * panel_bytes, row_bytes)
+                nv = (last - first + width(S) - 1) // width(S)
+                if unpacked(X, S, g, taps, b1 - b0, nv, first, last) < 0:
+                    panel = unfolded + (q - q0) * panel_bytes
+                    pack(X, S, g, taps, source, first, last, r0, r1, panel, nv * VECTOR_BYTES)
             for b in range(b0, b1):
                 weights = a + group * a_group + b * a_block + r0 * a_step
                 biases = bias + (group * blocks + b) * ROWS * size(S)
@@ -304,12 +375,19 @@ def gather(
                     row_bytes = nv * VECTOR_BYTES
                     # With one block of rows the sums leave at once, and one tile's place serves all.
                     c = sums + ((b - b0) * BUNDLE + q - q0) * tile_bytes if K > BLOCK else sums
+                    rows = min(ROWS, g.M - b * ROWS)
+                    place = straight(S, Y, g, code, rows, nv, first, last) if r1 == K else -1
+                    panel, panel_row = unfolded + (q - q0) * panel_bytes, row_bytes
+                    pixel = unpacked(X, S, g, taps, b1 - b0, nv, first, last)
+                    if pixel >= 0:
+                        panel, panel_row = source + (pixel + r0 * g.xc) * size(X), g.xc * size(X)
+                    out, out_row = (c, row_bytes) if place < 0 else (target + place * size(Y), g.ym * size(Y))
                     multiply(
-                        S, nv, r0 == 0, r1 == K, code, r1 - r0, weights, a_step, a_row,
-                        unfolded + (q - q0) * panel_bytes, row_bytes, c, row_bytes, biases,
+                        S, nv, r0 == 0, r1 == K, code, r1 - r0, weights, a_step, a_row, weights + a_block,
+                        panel, panel_row, c, row_bytes, biases, out, out_row,
                     )  # fmt: skip
-                    if r1 == K:
-                        deliver(S, Y, g, code, c, row_bytes, min(ROWS, g.M - b * ROWS), target, first, last)
+                    if r1 == K and place < 0:
+                        deliver(S, Y, g, code, c, row_bytes, rows, target, first, last)
 
 
 @njit(parallel=True, nogil=True)
@@ -463,9 +541,10 @@ def wgrad_outer(X, Y, S, W, g, taps, x, y, w, wg, wm, wc, wt, m_tasks, k_tasks, 
             pack_rows(Y, S, g, y + group * g.M * g.ym * size(Y), first, last, m0, m1, grads, grad_bytes)
             pack_columns(X, S, g, taps, x + group * g.C * g.xc * size(X), first, last, r0, r1, unfolded)
             for i in range(0, m1 - m0, ROWS):
+                a, c = grads + i * grad_bytes, run + i * nv * VECTOR_BYTES
                 multiply(
-                    S, nv, first % OUTER_RUN == 0, False, 0, last - first, grads + i * grad_bytes, size(S), grad_bytes,
-                    unfolded, row_bytes, run + i * nv * VECTOR_BYTES, nv * VECTOR_BYTES, 0,
+                    S, nv, first % OUTER_RUN == 0, False, 0, last - first, a, size(S), grad_bytes, a,
+                    unfolded, row_bytes, c, nv * VECTOR_BYTES, 0, c, nv * VECTOR_BYTES,
                 )  # fmt: skip
             if last % OUTER_RUN == 0 or last == pixels:
                 add(S, sums, run, count)

@@ -104,15 +104,27 @@ def kernels() -> ModuleType:
     return gemm
 
 
-def flatten(one: Pass, counts: Ints, x: Ints, y: Ints) -> tuple[np.ndarray, Ints, Ints, Ints]:
-    """Taps, counts and strides, with the axes of a pointwise pass merged where both arrays allow it."""
+class Walk(NamedTuple):
+    """What a pass over operands with these strides is told; a pointwise one has its axes merged where they allow it."""
+
+    taps: np.ndarray
+    counts: Ints
+    steps: Ints
+    x: Ints
+    y: Ints
+
+
+@lru_cache(maxsize=1024)
+def walk(one: Pass, x: Ints, y: Ints) -> Walk:
+    counts = tuple(axis.outputs for axis in one.axes)
+    steps = tuple(axis.step for axis in one.axes)
     contiguous = all(s[2] == counts[1] * s[3] or counts[0] == 1 for s in (x, y)) and all(
         s[3] == counts[2] * s[4] or counts[0] * counts[1] == 1 for s in (x, y)
     )
     if not one.pointwise or not contiguous:
-        return one.taps, counts, x, y
+        return Walk(one.taps, counts, steps, x, y)
     total = math.prod(counts)
-    return np.array([[0, 0, 0, 0, 1, 0, 1, 0, total]], np.int64), (1, 1, total), x, y
+    return Walk(np.array([[0, 0, 0, 0, 1, 0, 1, 0, total]], np.int64), (1, 1, total), steps, x, y)
 
 
 # ---------------------------------------------------------------- fprop and dgrad
@@ -169,11 +181,19 @@ class Weights(NamedTuple):
     step: int
 
 
-def _weight_strides(problem: ConvProblem, forward: bool, one: Pass, w: np.ndarray) -> tuple[int, int, int, np.ndarray]:
-    """Element strides (group, output channel, reduced channel) of w[g, m, c, t], and its taps' offsets."""
-    k, c, *space = strides_of(w)
+@lru_cache(maxsize=1024)
+def _weight_strides(one: Pass, forward: bool, per_group: int, strides: Ints) -> tuple[int, int, int, np.ndarray, int]:
+    """Element strides (group, output channel, reduced channel) of w[g, m, c, t], its taps' offsets, and their step.
+
+    The step is that of the rows (c, t), if they have one; else 0.
+    """
+    k, c, *space = strides
     offsets = np.array([sum(r * s for r, s in zip(place, space, strict=True)) for place in one.places], np.int64)
-    return k * (problem.K // problem.groups), k if forward else c, c if forward else k, offsets
+    wm, wc = (k, c) if forward else (c, k)
+    T = len(one.places)
+    step = int(offsets[1]) if T > 1 else wc
+    linear = (offsets == np.arange(T) * step).all() and wc == T * step
+    return k * per_group, wm, wc, offsets, step if linear else 0
 
 
 def _weights(problem: ConvProblem, forward: bool, one: Pass, w: np.ndarray, keep: bool = False) -> Iterator[Weights]:
@@ -188,11 +208,9 @@ def _weights(problem: ConvProblem, forward: bool, one: Pass, w: np.ndarray, keep
     if not forward:
         M, C = C, M
     K = C * T
-    wg, wm, wc, offsets = _weight_strides(problem, forward, one, w)
-    step = int(offsets[1]) if T > 1 else wc
-    linear = (offsets == np.arange(T) * step).all() and (wc == T * step or C == 1)
+    wg, wm, wc, offsets, step = _weight_strides(one, forward, problem.K // G, strides_of(w))
     size = dtype.itemsize
-    if w.dtype == dtype and linear and M % gemm.ROWS == 0:
+    if step and w.dtype == dtype and M % gemm.ROWS == 0:
         yield Weights(0, G, 0, M, w, wg * size, wm * gemm.ROWS * size, wm * size, step * size)
         return
     for g0, g1, m0, m1 in _chunks(G, M, K * size, gemm.ROWS):
@@ -229,9 +247,7 @@ def _gather_pass(
 
     dtype = compute_dtype(problem)
     S = storage(dtype)
-    counts: Ints = tuple(axis.outputs for axis in one.axes)
-    taps, counts, xs, ys = flatten(one, counts, strides_of(x), strides_of(y))
-    steps = tuple(axis.step for axis in one.axes)
+    taps, counts, steps, xs, ys = walk(one, strides_of(x), strides_of(y))
     C = problem.C // problem.groups if forward else problem.K // problem.groups
     M = problem.K // problem.groups if forward else problem.C // problem.groups
     pixels = problem.N * math.prod(counts)
@@ -295,10 +311,8 @@ def wgrad(problem: ConvProblem, why: str) -> Launch:
             dw[...] = 0
             return
         gemm = kernels()
-        counts: Ints = tuple(axis.outputs for axis in one.axes)
-        taps, counts, xs, ys = flatten(one, counts, strides_of(x), strides_of(dy))
-        steps = tuple(axis.step for axis in one.axes)
-        wg, wm, wc, offsets = _weight_strides(problem, True, one, dw)
+        taps, counts, steps, xs, ys = walk(one, strides_of(x), strides_of(dy))
+        wg, wm, wc, offsets, _ = _weight_strides(one, True, M, strides_of(dw))
         count = threads()
         m_tasks, k_tasks = _wgrad_tasks(form, dtype, G, M, C * len(taps), count)
         nbytes = _wgrad_bytes(form, dtype.itemsize)

@@ -6,6 +6,8 @@ import itertools
 import math
 import operator
 from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,7 +15,11 @@ import numpy as np
 from fastconv.arrays import name_of
 from fastconv.problem import ConvProblem, Ints
 
+FLOAT = np.dtype("float32")
+COMPUTED = {name: np.dtype(name) for name in ("float64", "int32")}  # the others in float32
 
+
+@lru_cache(maxsize=64)
 def storage(dtype: np.dtype) -> Any:
     from fastconv.kernels.numba_cpu.memory import STORAGE
 
@@ -22,7 +28,7 @@ def storage(dtype: np.dtype) -> Any:
 
 def compute_dtype(problem: ConvProblem) -> np.dtype:
     """What products are summed in."""
-    return np.dtype(problem.dtype if problem.dtype in ("float64", "int32") else np.float32)
+    return COMPUTED.get(problem.dtype, FLOAT)
 
 
 def lift(values: Ints, fill: int) -> Ints:
@@ -32,7 +38,12 @@ def lift(values: Ints, fill: int) -> Ints:
 
 def strides_of(array: np.ndarray) -> Ints:
     """Element strides of a canonical operand, its spatial axes lifted to three."""
-    steps = [stride // array.itemsize for stride in array.strides]
+    return _in_elements(array.strides, array.itemsize)
+
+
+@lru_cache(maxsize=1024)
+def _in_elements(strides: Ints, itemsize: int) -> Ints:
+    steps = [stride // itemsize for stride in strides]
     return (*steps[:2], *lift(tuple(steps[2:]), 0))
 
 
@@ -90,8 +101,9 @@ def tap_table(axes: tuple[Axis, ...]) -> tuple[np.ndarray, list[Ints]]:
     return np.array(rows, np.int64).reshape(-1, 9), places
 
 
-class Pass(NamedTuple):
-    """One call of the gather kernel: its axes, taps and the taps' places in the window."""
+@dataclass(frozen=True, eq=False)
+class Pass:
+    """One call of the gather kernel: its axes, taps and the taps' places in the window. Each is a key of its own."""
 
     axes: tuple[Axis, ...]
     taps: np.ndarray
