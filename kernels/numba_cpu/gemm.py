@@ -33,6 +33,7 @@ from fastconv.kernels.numba_cpu.simd import (
     NV,
     ROWS,
     VECTOR_BYTES,
+    add_from,
     add_sums,
     add_to_rows,
     dot,
@@ -198,37 +199,44 @@ def fetch(a, a_row):
 def multiply(S, nv, fresh, last, code, K, a, a_step, a_row, a_next, b, b_row, c, c_row, bias, out, out_row):
     """One tile of `nv` vectors: out = (c +) a @ b over K rows; with `last`, bias and ReLU while it is in registers.
 
-    The lines of `a_next`, as many as those of ROWS rows of a, are fetched meanwhile.
+    The K products are added up first: many calls round off less than one sum of them all. The lines of `a_next`,
+    as many as those of ROWS rows of a, are fetched meanwhile.
     """
     lanes = width(S)
     if nv == 1:
-        tile1 = zeros(S, ROWS, 1) if fresh else get(S, ROWS, 1, c, c_row)
+        tile1 = zeros(S, ROWS, 1)
         for k0 in range(0, K, lanes):
             fetch(a_next + k0 * size(S), a_row)
             for k in range(k0, min(K, k0 + lanes)):
                 tile1 = outer(tile1, ROWS, 1, a + k * a_step, a_row, b + k * b_row)
+        if not fresh:
+            tile1 = add_from(tile1, ROWS, 1, c, c_row)
         if last:
             tile1 = add_to_rows(tile1, ROWS, 1, bias)
             if code == 1:
                 tile1 = relu(tile1, ROWS, 1)
         put(tile1, ROWS, 1, out, out_row)
     elif nv == 2 or NV == 2:
-        tile2 = zeros(S, ROWS, 2) if fresh else get(S, ROWS, 2, c, c_row)
+        tile2 = zeros(S, ROWS, 2)
         for k0 in range(0, K, lanes):
             fetch(a_next + k0 * size(S), a_row)
             for k in range(k0, min(K, k0 + lanes)):
                 tile2 = outer(tile2, ROWS, 2, a + k * a_step, a_row, b + k * b_row)
+        if not fresh:
+            tile2 = add_from(tile2, ROWS, 2, c, c_row)
         if last:
             tile2 = add_to_rows(tile2, ROWS, 2, bias)
             if code == 1:
                 tile2 = relu(tile2, ROWS, 2)
         put(tile2, ROWS, 2, out, out_row)
     else:
-        tile3 = zeros(S, ROWS, 3) if fresh else get(S, ROWS, 3, c, c_row)
+        tile3 = zeros(S, ROWS, 3)
         for k0 in range(0, K, lanes):
             fetch(a_next + k0 * size(S), a_row)
             for k in range(k0, min(K, k0 + lanes)):
                 tile3 = outer(tile3, ROWS, 3, a + k * a_step, a_row, b + k * b_row)
+        if not fresh:
+            tile3 = add_from(tile3, ROWS, 3, c, c_row)
         if last:
             tile3 = add_to_rows(tile3, ROWS, 3, bias)
             if code == 1:

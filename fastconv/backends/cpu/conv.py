@@ -21,7 +21,7 @@ from fastconv import tuning
 from fastconv.arrays import dtype_of
 from fastconv.backends.base import OPS, Launch
 from fastconv.backends.cpu import small, winograd, winograd_wgrad
-from fastconv.backends.cpu.passes import Pass, backward_axes, compute_dtype, forward_axes, storage, strides_of
+from fastconv.backends.cpu.passes import Pass, backward_axes, compute_dtype, forward_axes, storage, strides_of, unpadded
 from fastconv.backends.cpu.threads import guarded
 from fastconv.backends.cpu.workspace import threads, workspace
 from fastconv.problem import ACTIVATIONS, ConvProblem, Ints
@@ -140,6 +140,16 @@ def gather(op: str, problem: ConvProblem, why: str, kept: dict[int, Any] | None 
     def run(y: np.ndarray, x: np.ndarray, w: np.ndarray, bias: np.ndarray | None) -> None:
         if y.size == 0:
             return
+        run_all(passes, kept, y, x, w, bias)
+        if not forward and not np.isfinite(min(w, y, key=lambda array: array.size)).all():
+            # The zeros beyond dy are no part of dgrad's sums, and an infinite weight has made them NaN.
+            within = [Pass.of(part) for axes in backward_axes(problem) for part in unpadded(axes)]
+            run_all(within, None, y, x, w, bias)
+
+    def run_all(
+        passes: list[Pass], kept: dict[int, Any] | None, y: np.ndarray, x: np.ndarray, w: np.ndarray,
+        bias: np.ndarray | None,
+    ) -> None:  # fmt: skip
         for number, one in enumerate(passes):
             part = y[(slice(None), slice(None), *one.part(problem.ndim))]
             if not one.places:

@@ -90,15 +90,43 @@ def tap_table(axes: tuple[Axis, ...]) -> tuple[np.ndarray, list[Ints]]:
     """The kernel's int64[T, 9] (see gemm.py), and the tap's place in the window."""
     rows, places = [], []
     for combination in itertools.product(*(axis.taps for axis in axes)):
-        offsets, ranges = [], []
+        offsets: list[int] = []
+        ranges: list[int] = []
         for axis, (_, offset) in zip(axes, combination, strict=True):
-            low = min(max(0, -(offset // axis.step)), axis.outputs)
-            high = min(max(low, (axis.source - 1 - offset) // axis.step + 1), axis.outputs)
             offsets.append(offset)
-            ranges += [low, high]
+            ranges += reached(axis, offset)
         rows.append(offsets + ranges)
         places.append(tuple(place for place, _ in combination))
     return np.array(rows, np.int64).reshape(-1, 9), places
+
+
+def reached(axis: Axis, offset: int) -> tuple[int, int]:
+    """The outputs [low, high) that a tap with this offset gives a source cell."""
+    low = min(max(0, -(offset // axis.step)), axis.outputs)
+    return low, min(max(low, (axis.source - 1 - offset) // axis.step + 1), axis.outputs)
+
+
+def unpadded(axes: tuple[Axis, ...]) -> Iterator[tuple[Axis, ...]]:
+    """A pass cut where the taps that meet the source change: in each part every tap meets it everywhere."""
+    choices: list[list[Axis]] = []
+    for axis in axes:
+        ranges = {tap: reached(axis, tap[1]) for tap in axis.taps}
+        cuts = sorted({0, axis.outputs, *itertools.chain.from_iterable(ranges.values())})
+        choices.append(
+            [
+                axis._replace(
+                    outputs=last - first,
+                    taps=tuple(
+                        (place, offset + first * axis.step)
+                        for (place, offset), (low, high) in ranges.items()
+                        if low <= first and last <= high
+                    ),
+                    start=axis.start + first * axis.stride,
+                )
+                for first, last in itertools.pairwise(cuts)
+            ]
+        )
+    yield from itertools.product(*choices)
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,7 +143,7 @@ class Pass:
 
     def part(self, ndim: int) -> list[slice]:
         """Which cells of the result this pass fills."""
-        return [slice(axis.start, None, axis.stride) for axis in self.axes[3 - ndim :]]
+        return [slice(a.start, a.start + a.outputs * a.stride, a.stride) for a in self.axes[3 - ndim :]]
 
     def numbers(self, ksize: Ints) -> list[int]:
         """The taps' row-major numbers in the window."""
