@@ -64,10 +64,11 @@ def shipped(modules: Iterable[str] = MODULES) -> list[Instance]:
 
 
 @cache
-def claims(instance: Instance) -> dict[str, object]:
+def claims(instance: Instance) -> dict[str, Any]:
     """What the host side of an instance says of it.
 
-    "sass": instructions that it must have; "registers": at most; "capability": the least that has its instructions.
+    "sass": instructions that it must have; "registers": at most; "capability": the least that has its instructions;
+    "archs": the only ones that have them, where later ones do not.
     """
     for name in MODULES:
         module = importlib.import_module(f"fastconv.backends.raw.{name}")
@@ -144,7 +145,11 @@ def _functions(text: str) -> Iterator[tuple[str, str]]:
 def for_arch(instances: Iterable[Instance], arch: str) -> list[Instance]:
     """Those of the instances whose instructions an architecture has."""
     capability = int(re.sub(r"\D", "", arch))
-    return [instance for instance in instances if capability >= int(str(claims(instance).get("capability", 0)))]
+
+    def has(claimed: dict[str, Any]) -> bool:
+        return capability >= claimed.get("capability", 0) and arch in claimed.get("archs", (arch,))
+
+    return [instance for instance in instances if has(claims(instance))]
 
 
 def by_file(instances: Iterable[Instance]) -> dict[str, list[Instance]]:

@@ -147,5 +147,6 @@ struct GatherMaps {
     int64_t d0, ds[5], bs, pixels;
     int32_t C, M, activation, bt, rank, wide;
     int32_t out[3], step[3], taps[3], first[3], apart[3];
+    int32_t tap0[3], tap_step[3];  // which of w's taps these are
     TensorMap a, w;
 };

@@ -96,14 +96,17 @@ __device__ inline void produce(const GatherMaps& a, char* stages, Barrier* full,
             for (tap[1] = 0; tap[1] < a.taps[1]; ++tap[1])
                 for (tap[2] = 0; tap[2] < a.taps[2]; ++tap[2]) {
                     uint16_t offset[3];
-                    for (int i = 0; i < 3; ++i)
+                    int of_w[3];
+                    for (int i = 0; i < 3; ++i) {
                         offset[i] = uint16_t((a.apart[i] < 0 ? tap[i] - (a.taps[i] - 1) : tap[i]) * a.apart[i]);
+                        of_w[i] = a.tap0[i] + tap[i] * a.tap_step[i];
+                    }
                     for (int c = 0; c < a.C; c += DEPTH) {
                         char* const A = stages + next.stage * STAGE;
                         barrier_wait(&empty[next.stage], next.parity ^ 1);  // the first round finds all of them empty
                         barrier_arrive_expect(&full[next.stage], STAGE);
                         copy_pixels(A, a, &full[next.stage], c, at, int(n), offset);
-                        box_load(A + ROWS * ROW_BYTES, &a.w, &full[next.stage], c, tap[2], tap[1], tap[0], column0);
+                        box_load(A + ROWS * ROW_BYTES, &a.w, &full[next.stage], c, of_w[2], of_w[1], of_w[0], column0);
                         next.advance();
                     }
                 }

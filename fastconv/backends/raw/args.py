@@ -59,6 +59,24 @@ WGRAD = np.dtype(
     align=True,
 )
 
+_GATHER_MAPS = np.dtype(
+    [(name, P) for name in ("d", "bias")]
+    + [("d0", L), ("ds", L, 5), ("bs", L), ("pixels", L)]
+    + [(name, I) for name in ("C", "M", "activation", "bt", "rank", "wide")]
+    + [(name, I, 3) for name in ("out", "step", "taps", "first", "apart", "tap0", "tap_step")],
+    align=True,
+)
+MAP_BYTES = 128  # of a TensorMap, which begins at a multiple of 64
+_MAPS = -(-_GATHER_MAPS.itemsize // 64) * 64
+GATHER_MAPS = np.dtype(
+    {
+        "names": [*(_GATHER_MAPS.names or ()), "a", "w"],
+        "formats": [*(_GATHER_MAPS[name] for name in _GATHER_MAPS.names or ()), *[np.dtype((P, 16))] * 2],
+        "offsets": [*(_GATHER_MAPS.fields[name][1] for name in _GATHER_MAPS.names or ()), _MAPS, _MAPS + MAP_BYTES],
+        "itemsize": _MAPS + 2 * MAP_BYTES,
+    }
+)
+
 PACKING = np.dtype(
     [(name, P) for name in ("from", "to")]
     + [("from0", L), ("to0", L), ("strides", L, 5), ("pixels", L)]
