@@ -117,7 +117,7 @@ def _read(cubin: bytes) -> dict[str, list[Any]]:
         file.write(cubin)
         file.flush()
         usage, sass = _dump("--dump-resource-usage", file.name), _dump("-sass", file.name)
-    code = dict(_functions(sass))
+    code = _functions(sass)
     found = {}
     for name, numbers in _usage(usage):
         used = {f"{match[1]}.128" for match in WIDE.finditer(code[name])} | set(MATRIX.findall(code[name]))
@@ -137,9 +137,19 @@ def _usage(text: str) -> Iterator[tuple[str, dict[str, int]]]:
         yield name, {key: int(value) for key, value in re.findall(r"(REG|STACK|SHARED|LOCAL):(\d+)", line)}
 
 
-def _functions(text: str) -> Iterator[tuple[str, str]]:
+def _functions(text: str) -> dict[str, str]:
     parts = re.split(r"Function : (\S+)", text)
-    yield from zip(parts[1::2], parts[2::2], strict=True)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def sass(instances: Sequence[Instance], arch: str) -> dict[Instance, str]:
+    """The machine code of instances of one file, as text."""
+    cubin, symbols = cubins(tuple(instances), arch)
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        code = _functions(_dump("-sass", file.name))
+    return {instance: code[symbols[instance]] for instance in instances}
 
 
 def for_arch(instances: Iterable[Instance], arch: str) -> list[Instance]:

@@ -59,22 +59,17 @@ WGRAD = np.dtype(
     align=True,
 )
 
-_GATHER_MAPS = np.dtype(
+MAP_BYTES = 128  # of a TensorMap, which begins at a multiple of 64
+_GATHER_MAPS: list[tuple[Any, ...]] = (
     [(name, P) for name in ("d", "bias")]
     + [("d0", L), ("ds", L, 5), ("bs", L), ("pixels", L)]
     + [(name, I) for name in ("C", "M", "activation", "bt", "rank", "wide")]
-    + [(name, I, 3) for name in ("out", "step", "taps", "first", "apart", "tap0", "tap_step")],
-    align=True,
+    + [(name, I, 3) for name in ("out", "step", "taps", "first", "apart", "tap0", "tap_step")]
 )
-MAP_BYTES = 128  # of a TensorMap, which begins at a multiple of 64
-_MAPS = -(-_GATHER_MAPS.itemsize // 64) * 64
 GATHER_MAPS = np.dtype(
-    {
-        "names": [*(_GATHER_MAPS.names or ()), "a", "w"],
-        "formats": [*(_GATHER_MAPS[name] for name in _GATHER_MAPS.names or ()), *[np.dtype((P, 16))] * 2],
-        "offsets": [*(_GATHER_MAPS.fields[name][1] for name in _GATHER_MAPS.names or ()), _MAPS, _MAPS + MAP_BYTES],
-        "itemsize": _MAPS + 2 * MAP_BYTES,
-    }
+    [*_GATHER_MAPS, ("aligning", np.uint8, -np.dtype(_GATHER_MAPS, align=True).itemsize % 64)]
+    + [(name, P, MAP_BYTES // 8) for name in ("a", "w")],
+    align=True,
 )
 
 PACKING = np.dtype(

@@ -30,7 +30,7 @@ ROWS, DEPTH, THREADS = 128, 64, 384  # pixels of a tile, channels of a step, thr
 STAGED = 8 * 16 * 40 * 4  # bytes that the eight warps' sums take on their way out
 ALIGNING = 1024 - 16  # what rounding the start of shared memory up to 1024 bytes takes
 FMA = 128  # multiply-adds that a multiprocessor's float units do in a clock: the unit of costs
-TILE_CLOCKS = 1500  # between a tile's last product and the next one's first, by estimate
+CLOCKS_PER_US, BYTES_PER_US, LAUNCH_US = 1755, 3.35e6, 1.5  # an H100 SXM by its data sheet; a launch by estimate
 
 #: By the number of spatial axes: what the corners of an im2col map can be, and below what offsets of taps stay.
 REACH = {1: 2**15, 2: 2**7, 3: 2**4}
@@ -103,7 +103,7 @@ def corners(along: Along, size: int) -> tuple[int, int]:
 
 
 def config(op: str, problem: ConvProblem, properties: Properties) -> dict[str, Any] | None:
-    """The tile that takes the fewest clocks, its stages, and in how many waves; None where none fits or can be packed."""
+    """The tile of the fewest clocks, its stages, waves, and modelled time; None where none fits or can be packed."""
     fitting = [tile for tile in TILES if tile.shared <= properties.shared_per_block]
     images = conv_mma.images_at_once(op, problem, 1)
     if not fitting or images == 0:
@@ -112,7 +112,7 @@ def config(op: str, problem: ConvProblem, properties: Properties) -> dict[str, A
     return {
         "element": ELEMENTS[problem.dtype][0], "tile": str(tile), "stages": tile.stages,
         "waves": max(waves for waves, _ in work(op, problem, tile, properties)), "blocks": properties.sms,
-        "images": images,
+        "images": images, "model_us": round(microseconds(op, problem, tile, properties), 1),
     }  # fmt: skip
 
 
@@ -126,20 +126,34 @@ def work(op: str, problem: ConvProblem, tile: Tile, properties: Properties) -> I
 
 
 def clocks(op: str, problem: ConvProblem, tile: Tile, properties: Properties) -> float:
-    """Of all passes on the busiest multiprocessor."""
-    return sum(n * (steps * tile.clocks + TILE_CLOCKS) for n, steps in work(op, problem, tile, properties))
+    """Of the products of all passes on the busiest multiprocessor."""
+    return sum(tiles * count * tile.clocks for tiles, count in work(op, problem, tile, properties))
 
 
 def cost(op: str, problem: ConvProblem, tile: Tile, properties: Properties) -> float:
-    """Products or bytes, whichever take longer; then packing and launches, as conv_mma counts them."""
+    """Products, and bytes and launches of packing, in conv_mma's unit.
+
+    What every algorithm reads and writes is left out, as there; so is what passes between two tiles.
+    """
+    total = clocks(op, problem, tile, properties) * FMA * properties.sms
+    return total + 2 * BYTE * packed_bytes(op, problem) + (2 * LAUNCH if packed_bytes(op, problem) else 0)
+
+
+def packed_bytes(op: str, problem: ConvProblem) -> int:
+    """Of operands that have to be packed first, by the problem's layout."""
+    if problem.layout == "NHWC" and problem.C % 8 == 0 and problem.K % 8 == 0:
+        return 0
+    return problem.N * conv_mma.image_bytes(op, problem) + conv_mma.weight_bytes(op, problem, 1)
+
+
+def microseconds(op: str, problem: ConvProblem, tile: Tile, properties: Properties) -> float:
+    """A model of the time on an H100: products or bytes, whichever take longer, then packing and launches."""
     M, C = per_group(op, problem)
     read = problem.N * math.prod(problem.size if op == "conv_fprop" else problem.out) * C
-    moved = BYTE * ITEM * (read + pixels_of(op, problem) * M + conv_mma.weights_of(problem))
-    total = max(clocks(op, problem, tile, properties) * FMA * properties.sms, moved)
-    if problem.layout == "NCHW" or problem.C % 8 or problem.K % 8:
-        packed = problem.N * conv_mma.image_bytes(op, problem) + conv_mma.weight_bytes(op, problem, 1)
-        total += 2 * BYTE * packed + 2 * LAUNCH
-    return total
+    moved = ITEM * (read + pixels_of(op, problem) * M + conv_mma.weights_of(problem))
+    launches = len(list(conv_mma.passes(op, problem))) + (2 if packed_bytes(op, problem) else 0)
+    longer = max(clocks(op, problem, tile, properties) / CLOCKS_PER_US, moved / BYTES_PER_US)
+    return longer + 2 * packed_bytes(op, problem) / BYTES_PER_US + launches * LAUNCH_US
 
 
 def offer(op: str, problem: ConvProblem, properties: Properties) -> Offer | None:

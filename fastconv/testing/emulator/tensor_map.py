@@ -95,9 +95,13 @@ def of(geometry: Geometry, address: int) -> np.ndarray:
     """The descriptor of what the raw backend asks for."""
     placed: Any = SimpleNamespace(
         __array_interface__={
-            "data": (address, False), "shape": geometry.shape, "strides": geometry.strides, "typestr": "<u2", "version": 3,
+            "data": (address, False),
+            "shape": geometry.shape,
+            "strides": geometry.strides,
+            "typestr": "<u2",
+            "version": 3,
         }
-    )  # fmt: skip
+    )
     view = np.asarray(placed)
     if isinstance(geometry, Boxes):
         return tiled(view, geometry.box, swizzle=SWIZZLE)
