@@ -33,8 +33,8 @@
 // - Reading a stage is over once its products were waited for, for the warp that waited: so each of the eight warps
 //   arrives at `empty`. No proxy fence is needed there: both sides of the reuse, wgmma and TMA, are asynchronous.
 // - setmaxnreg deals with what the launch was given: 384 threads at 168 registers, and 3 * 168 = 40 + 2 * 232. With
-//   fewer, `inc` would wait for ever; __launch_bounds__(384, 1) is what makes ptxas give 168, and without a bound on
-//   the blocks setmaxnreg is ignored.
+//   fewer, `inc` would wait for ever. __launch_bounds__(384, 1) is what makes ptxas give 168; without the 1 it ignores
+//   setmaxnreg.
 // - All warps of a warpgroup execute setmaxnreg; only then do three of the first one's four warps leave.
 // - An im2col copy wraps where the next pixel lies beyond size - 1 + upper: the host sets `upper` so that this is
 //   the last output's cell, whatever the stride leaves over, or rows would drift apart silently.
