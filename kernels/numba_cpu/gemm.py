@@ -55,6 +55,7 @@ DOT_PIXELS = 1024  # of one panel; long enough that the sums over lanes cost lit
 OUTER_M = 64 * ROWS  # output channels of one task of wgrad_outer
 OUTER_PIXELS = 128  # of one panel, which has SLACK more for what is written beyond its last pixel
 SLACK = 16
+OUTER_RUN = 32 * OUTER_PIXELS  # pixels that are summed before their sum is added: one long sum would be inexact
 
 
 class Geometry(NamedTuple):
@@ -147,8 +148,20 @@ def stretch(taps, t, o0, o1, o2, count):
 
 
 @njit(nogil=True)
+def clear_tail(S, panel, rows, count, row_bytes):
+    """Zero what the rows of a panel hold beyond their `count` pixels, up to a whole vector.
+
+    No result needs these lanes, but whatever lies there is multiplied, and denormals take a hundred times as long.
+    """
+    stop = (count + width(S) - 1) // width(S) * width(S)
+    for r in range(rows):
+        for j in range(count, stop):
+            store(S, panel + r * row_bytes, j, 0)
+
+
+@njit(nogil=True)
 def pack(X, S, g, taps, x, first, last, r0, r1, panel, row_bytes):
-    """panel[r - r0, :] = the source pixels that outputs [first, last) meet for row r = c * T + t."""
+    """panel[r - r0, :] = the source pixels that outputs [first, last) meet for row r = c * T + t; 0 beyond."""
     T = taps.shape[0]
     p = first
     while p < last:
@@ -162,6 +175,7 @@ def pack(X, S, g, taps, x, first, last, r0, r1, panel, row_bytes):
                 target = panel + (c * T + t - r0) * row_bytes + (p - first) * size(S)
                 copy_row(X, S, x + (offset + c * g.xc) * size(X), g.step2 * g.x2, target, low, high, count)
         p += count
+    clear_tail(S, panel, r1 - r0, last - first, row_bytes)
 
 
 # ---------------------------------------------------------------- fprop and dgrad
@@ -327,7 +341,7 @@ def pack_weights(W, S, w, G, M, C, T, chunk, wg, wm, wc, wt, a):
 
 @njit(nogil=True)
 def pack_rows(Y, S, g, y, first, last, m0, m1, panel, row_bytes):
-    """panel[m - m0, :] = dy[m] at the outputs [first, last)."""
+    """panel[m - m0, :] = dy[m] at the outputs [first, last); 0 to whole vectors."""
     p = first
     while p < last:
         n, o0, o1, o2 = locate(g, p)
@@ -338,12 +352,26 @@ def pack_rows(Y, S, g, y, first, last, m0, m1, panel, row_bytes):
             copy_row(Y, S, y + (pixel + m * g.ym) * size(Y), g.y2, target, 0, count, count)
             target += row_bytes
         p += count
+    clear_tail(S, panel, m1 - m0, last - first, row_bytes)
 
 
 @njit(nogil=True)
 def clear(S, address, count):
     for j in range(count):
         store(S, address, j, 0)
+
+
+@njit(nogil=True)
+def add(S, sums, terms, count):
+    for j in range(count):
+        store(S, sums, j, load(S, sums, j) + load(S, terms, j))
+
+
+@njit(nogil=True)
+def clear_rows(S, panel, rows, unit, row_bytes):
+    """Zero the rows beyond `rows` that complete a tile of `unit`, as `clear_tail` does lanes."""
+    stop = (rows + unit - 1) // unit * unit
+    clear(S, panel + rows * row_bytes, (stop - rows) * row_bytes // size(S))
 
 
 @njit(nogil=True)
@@ -384,15 +412,13 @@ def wgrad_dot(X, Y, S, W, g, taps, x, y, w, wg, wm, wc, wt, m_tasks, k_tasks, wo
         unfolded = grads + DOT_M * row_bytes
         sums = unfolded + DOT_K * row_bytes
         clear(S, sums, DOT_M * DOT_K)
+        clear_rows(S, grads, m1 - m0, DOT_ROWS, row_bytes)
+        clear_rows(S, unfolded, r1 - r0, DOT_COLS, row_bytes)
         for first in range(0, pixels, DOT_PIXELS):
             last = min(pixels, first + DOT_PIXELS)
             pack_rows(Y, S, g, y + group * g.M * g.ym * size(Y), first, last, m0, m1, grads, row_bytes)
             pack(X, S, g, taps, x + group * g.C * g.xc * size(X), first, last, r0, r1, unfolded, row_bytes)
-            if last - first < DOT_PIXELS:
-                clear_tail(S, grads, m1 - m0, last - first, row_bytes)
-                clear_tail(S, unfolded, r1 - r0, last - first, row_bytes)
             steps = (last - first + width(S) - 1) // width(S)
-            # Rows beyond the task's hold anything: their sums are never stored.
             for i in range(0, m1 - m0, DOT_ROWS):
                 for j in range(0, r1 - r0, DOT_COLS):
                     tile = zeros(S, DOT_ROWS, DOT_COLS)
@@ -427,18 +453,25 @@ def wgrad_outer(X, Y, S, W, g, taps, x, y, w, wg, wm, wc, wt, m_tasks, k_tasks, 
         grads = work + get_thread_id() * work_bytes
         unfolded = grads + OUTER_M * grad_bytes
         sums = unfolded + (OUTER_PIXELS + SLACK) * row_bytes
+        run = sums + OUTER_M * row_bytes
+        count = (m1 - m0) * nv * width(S)
+        clear(S, sums, count)
+        clear_rows(S, grads, m1 - m0, ROWS, grad_bytes)
+        clear_tail(S, unfolded, OUTER_PIXELS, r1 - r0, row_bytes)
         for first in range(0, pixels, OUTER_PIXELS):
             last = min(pixels, first + OUTER_PIXELS)
             pack_rows(Y, S, g, y + group * g.M * g.ym * size(Y), first, last, m0, m1, grads, grad_bytes)
             pack_columns(X, S, g, taps, x + group * g.C * g.xc * size(X), first, last, r0, r1, unfolded)
             for i in range(0, m1 - m0, ROWS):
                 multiply(
-                    S, nv, first == 0, False, 0, last - first, grads + i * grad_bytes, size(S), grad_bytes,
-                    unfolded, row_bytes, sums + i * row_bytes, row_bytes, 0,
+                    S, nv, first % OUTER_RUN == 0, False, 0, last - first, grads + i * grad_bytes, size(S), grad_bytes,
+                    unfolded, row_bytes, run + i * nv * VECTOR_BYTES, nv * VECTOR_BYTES, 0,
                 )  # fmt: skip
+            if last % OUTER_RUN == 0 or last == pixels:
+                add(S, sums, run, count)
         for i in range(m1 - m0):
             row = w + (group * wg + (m0 + i) * wm) * size(W)
-            put_row(S, W, sums + i * row_bytes, row, wc, wt, r0, r1)
+            put_row(S, W, sums + i * nv * VECTOR_BYTES, row, wc, wt, r0, r1)
 
 
 def turn_rows(X, S, source, row, rows, low, high, count, target):
@@ -491,12 +524,3 @@ def pack_columns(X, S, g, taps, x, first, last, r0, r1, panel):
                 for j in range(high, count):
                     store(S, target, j * lanes, 0)
         p += count
-
-
-@njit(nogil=True)
-def clear_tail(S, panel, rows, count, row_bytes):
-    """Zero what the last panel's rows hold beyond their `count` pixels, up to a whole vector."""
-    stop = (count + width(S) - 1) // width(S) * width(S)
-    for r in range(rows):
-        for j in range(count, stop):
-            store(S, panel + r * row_bytes, j, 0)

@@ -318,7 +318,7 @@ def _wgrad_bytes(form: str, itemsize: int) -> int:
     if form == "dot":
         return ((gemm.DOT_M + gemm.DOT_K) * gemm.DOT_PIXELS + gemm.DOT_M * gemm.DOT_K) * itemsize
     tile = simd.NV * simd.VECTOR_BYTES
-    return gemm.OUTER_M * (gemm.OUTER_PIXELS * itemsize + tile) + (gemm.OUTER_PIXELS + gemm.SLACK) * tile
+    return gemm.OUTER_M * (gemm.OUTER_PIXELS * itemsize + 2 * tile) + (gemm.OUTER_PIXELS + gemm.SLACK) * tile
 
 
 def _wgrad_tasks(form: str, dtype: np.dtype, G: int, M: int, K: int, count: int) -> tuple[int, int]:
