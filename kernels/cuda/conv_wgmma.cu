@@ -42,14 +42,11 @@
 //
 // Source: PTX ISA, "Tensor Map", "im2col mode", "Asynchronous Warpgroup Level Matrix Instructions"; the pipeline is
 // CUTLASS's "warp-specialised persistent cooperative" one.
-#include "conv.cuh"
 #include "hopper.cuh"
+#include "mma.cuh"
 
 constexpr int ROWS = 128, WARPS = 8, ROW_BYTES = 128, DEPTH = 64;
 constexpr int PART = 32, PITCH = PART + 8;  // columns that a warp writes at a time, and its rows of them
-
-template <class A, class B> struct Same { static constexpr bool value = false; };
-template <class A> struct Same<A, A> { static constexpr bool value = true; };
 
 // sum += 64 rows of A times BN rows of B, over a row's 128 bytes.
 template <class E, int BN> __device__ inline void multiply(float (&sum)[BN / 2], const char* A, const char* B) {
