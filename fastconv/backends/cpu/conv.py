@@ -3,7 +3,8 @@
 small      one im2col and one BLAS product in NumPy; compiles nothing, for problems that take microseconds
 depthwise  rows of one channel at a time (C/groups = 1, one filter per channel)
 winograd   fewer multiplications for 3x3 and 5x5 filters with stride 1 (winograd.py says what it refuses, and why)
-gemm       tiled im2col + GEMM (kernels/numba_cpu/gemm.py); right for every problem
+gemm       tiled im2col + GEMM (kernels/numba_cpu/gemm.py; gemm_last.py where channels are adjacent); right for
+           every problem
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import numpy as np
 from fastconv import tuning
 from fastconv.arrays import dtype_of
 from fastconv.backends.base import OPS, Launch
-from fastconv.backends.cpu import small, winograd, winograd_wgrad
+from fastconv.backends.cpu import conv_last, small, winograd, winograd_wgrad
 from fastconv.backends.cpu.passes import Pass, backward_axes, compute_dtype, forward_axes, storage, strides_of
 from fastconv.backends.cpu.threads import guarded
 from fastconv.backends.cpu.workspace import threads, workspace
@@ -123,21 +124,25 @@ def gather(op: str, problem: ConvProblem, why: str, kept: dict[int, Any] | None 
     forward = op == "conv_fprop"
     passes = [Pass.of(axes) for axes in ([forward_axes(problem)] if forward else backward_axes(problem))]
     code = 0 if problem.activation is None else ACTIVATIONS.index(problem.activation) + 1
-    config = {"passes": len(passes), "tile": _tile(problem)}
+    by_layout = problem.layout == "NHWC" and conv_last.takes(problem)
+    config = {"passes": len(passes), "tile": _tile(problem), "lanes": "channels" if by_layout else "pixels"}
 
     def run(y: np.ndarray, x: np.ndarray, w: np.ndarray, bias: np.ndarray | None) -> None:
         if y.size == 0:
             return
+        last = conv_last.takes(problem, x, y)
+        one_pass = conv_last.gather_pass if last else _gather_pass
         for number, one in enumerate(passes):
             part = y[(slice(None), slice(None), *one.part(problem.ndim))]
             if not one.places:
                 small.fill(problem, part, bias)
             else:
-                weights = None if kept is None else kept[number]
-                _gather_pass(problem, forward, one, code, part, x, w, bias, weights)
+                weights = kept[number] if kept is not None and last == by_layout else None
+                one_pass(problem, forward, one, code, part, x, w, bias, weights)
 
     def prepare(w: np.ndarray) -> Launch:
-        packed = {n: list(_weights(problem, forward, one, w, keep=True)) for n, one in enumerate(passes) if one.places}
+        pack = conv_last.weights if by_layout else _weights
+        packed = {n: list(pack(problem, forward, one, w, keep=True)) for n, one in enumerate(passes) if one.places}
         return gather(op, problem, why, packed)
 
     return Launch(run, "gemm", why, config, _gather_bytes(problem), prepare)
@@ -169,7 +174,7 @@ class Weights(NamedTuple):
     step: int
 
 
-def _weight_strides(problem: ConvProblem, forward: bool, one: Pass, w: np.ndarray) -> tuple[int, int, int, np.ndarray]:
+def weight_strides(problem: ConvProblem, forward: bool, one: Pass, w: np.ndarray) -> tuple[int, int, int, np.ndarray]:
     """Element strides (group, output channel, reduced channel) of w[g, m, c, t], and its taps' offsets."""
     k, c, *space = strides_of(w)
     offsets = np.array([sum(r * s for r, s in zip(place, space, strict=True)) for place in one.places], np.int64)
@@ -188,14 +193,14 @@ def _weights(problem: ConvProblem, forward: bool, one: Pass, w: np.ndarray, keep
     if not forward:
         M, C = C, M
     K = C * T
-    wg, wm, wc, offsets = _weight_strides(problem, forward, one, w)
+    wg, wm, wc, offsets = weight_strides(problem, forward, one, w)
     step = int(offsets[1]) if T > 1 else wc
     linear = (offsets == np.arange(T) * step).all() and (wc == T * step or C == 1)
     size = dtype.itemsize
     if w.dtype == dtype and linear and M % gemm.ROWS == 0:
         yield Weights(0, G, 0, M, w, wg * size, wm * gemm.ROWS * size, wm * size, step * size)
         return
-    for g0, g1, m0, m1 in _chunks(G, M, K * size, gemm.ROWS):
+    for g0, g1, m0, m1 in chunks(G, M, K * size, gemm.ROWS):
         blocks = -(-(m1 - m0) // gemm.ROWS)
         nbytes = (g1 - g0) * blocks * K * gemm.ROWS * size
         packed = np.empty(nbytes, np.uint8) if keep else workspace(nbytes, "weights")
@@ -208,7 +213,7 @@ def _weights(problem: ConvProblem, forward: bool, one: Pass, w: np.ndarray, keep
         yield Weights(g0, g1 - g0, m0, m1, packed, blocks * tile, tile, size, gemm.ROWS * size)
 
 
-def _chunks(G: int, M: int, row_bytes: int, rows: int) -> Iterator[tuple[int, int, int, int]]:
+def chunks(G: int, M: int, row_bytes: int, rows: int) -> Iterator[tuple[int, int, int, int]]:
     """Ranges (g0, g1, m0, m1) whose rearranged filters stay within PACKED_BYTES; whole groups where they fit."""
     group_bytes = -(-M // rows) * rows * row_bytes
     if group_bytes <= PACKED_BYTES:
@@ -294,11 +299,14 @@ def wgrad(problem: ConvProblem, why: str) -> Launch:
         if problem.N == 0:
             dw[...] = 0
             return
+        if conv_last.takes(problem, dy, x):
+            conv_last.wgrad(problem, one, dw, dy, x)
+            return
         gemm = kernels()
         counts: Ints = tuple(axis.outputs for axis in one.axes)
         taps, counts, xs, ys = flatten(one, counts, strides_of(x), strides_of(dy))
         steps = tuple(axis.step for axis in one.axes)
-        wg, wm, wc, offsets = _weight_strides(problem, True, one, dw)
+        wg, wm, wc, offsets = weight_strides(problem, True, one, dw)
         count = threads()
         m_tasks, k_tasks = _wgrad_tasks(form, dtype, G, M, C * len(taps), count)
         nbytes = _wgrad_bytes(form, dtype.itemsize)
