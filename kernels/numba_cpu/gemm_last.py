@@ -198,7 +198,7 @@ def gather_last(X, S, Y, g, taps, run, x, x_row, a, bias, code, y, y_row, panels
 
 
 def turn_filters(W, S, source, row, rows, count, target, step):
-    """target[c, lane] = source[lane, c] for a vector of lanes `row` bytes apart, 0 beyond `rows`; `step` bytes per c."""
+    """target[c, lane] = source[lane, c] for lanes `row` bytes apart, 0 beyond `rows` of them; `step` bytes per c."""
     raise NotImplementedError("only inside kernels")
 
 
@@ -222,7 +222,7 @@ def _turn_filters(W, S, source, row, rows, count, target, step):
 
 @njit(parallel=True, nogil=True)
 def pack_panels(W, S, w, G, M, C, wg, wm, wc, wt, panels, a):
-    """a[G][panels][T * C rows][vectors] in S, zeros beyond M, from w[g, m, c, t] with element strides; wt[T] are offsets.
+    """a[G][panels][T * C rows][vectors], zeros beyond M, from w[g, m, c, t] with element strides; wt[T] are offsets.
 
     Tasks are panels by taps.
     """

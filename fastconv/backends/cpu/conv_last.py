@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator
 from functools import lru_cache
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -41,18 +41,17 @@ def kernels() -> ModuleType:
 
 def _vectors(M: int, dtype: np.dtype) -> tuple[int, int, int]:
     """Vectors that M channels take, panels that these take, and lanes of a vector."""
-    from fastconv.kernels.numba_cpu import simd
+    from fastconv.kernels.numba_cpu.simd import NV, VECTOR_BYTES
 
-    lanes = simd.lanes(dtype.name)
+    lanes = VECTOR_BYTES // dtype.itemsize
     vectors = -(-M // lanes)
-    return vectors, -(-vectors // simd.NV), lanes
+    return vectors, -(-vectors // NV), lanes
 
 
-def _run(taps: np.ndarray, C: int, xs: Ints) -> int:
+def _run(one: Pass, C: int, xs: Ints) -> int:
     """How many taps along the last axis read adjacent pixels: all of them, or 1."""
-    run = int((taps[:, :2] == taps[:1, :2]).all(1).sum())
-    adjacent = xs[4] == C and (np.diff(taps[:run, 2]) == 1).all()
-    return run if adjacent else 1
+    offsets = [offset for _, offset in one.axes[2].taps]
+    return len(offsets) if xs[4] == C and offsets == list(range(offsets[0], offsets[0] + len(offsets))) else 1
 
 
 def _pixel_step(N: int, counts: Ints, strides: Ints) -> int:
@@ -155,7 +154,7 @@ def gather_pass(
         nbytes = kernel.BUNDLE * ROWS * (row + min(vectors, kernel.SPLIT * 3) * VECTOR_BYTES)
         kernel.gather_last(
             storage(x.dtype), storage(dtype), storage(y.dtype),
-            Geometry(problem.N, G, channels, C, *counts, *steps, *xs, *ys), taps, _run(taps, C, xs),
+            Geometry(problem.N, G, channels, C, *counts, *steps, *xs, *ys), taps, _run(one, C, xs),
             x.ctypes.data + part.g0 * C * x.itemsize, x_row * x.itemsize, part.array.ctypes.data, biases.ctypes.data,
             code, y.ctypes.data + first * y.itemsize, y_row * y.itemsize,
             panels, bundles, splits, workspace(count * nbytes).ctypes.data, nbytes,
@@ -185,7 +184,7 @@ def wgrad(problem: ConvProblem, one: Pass, dw: np.ndarray, dy: np.ndarray, x: np
     nbytes += 2 * rows * vectors * VECTOR_BYTES
     kernel.wgrad_last(
         storage(x.dtype), storage(dy.dtype), storage(dtype), storage(dw.dtype),
-        Geometry(problem.N, G, M, C, *counts, *steps, *xs, *ys), taps, _run(taps, C, xs),
+        Geometry(problem.N, G, M, C, *counts, *steps, *xs, *ys), taps, _run(one, C, xs),
         x.ctypes.data, dy.ctypes.data, dw.ctypes.data, wg, wm, wc, offsets,
         panels, r_tasks, m_tasks, workspace(count * nbytes).ctypes.data, nbytes,
     )  # fmt: skip

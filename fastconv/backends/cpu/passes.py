@@ -6,6 +6,7 @@ import itertools
 import math
 import operator
 from collections.abc import Iterator
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +15,7 @@ from fastconv.arrays import name_of
 from fastconv.problem import ConvProblem, Ints
 
 
+@cache  # the name of a dtype takes NumPy microseconds
 def storage(dtype: np.dtype) -> Any:
     from fastconv.kernels.numba_cpu.memory import STORAGE
 
