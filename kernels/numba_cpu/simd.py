@@ -305,6 +305,24 @@ def add_to_rows(typing, tile, rows, nv, bias):
 
 
 @intrinsic(prefer_literal=True)
+def add_to_columns(typing, tile, rows, nv, bias):
+    """tile[:, j] += bias[j], adjacent vectors."""
+    element, vector = tile.dtype.element, tile.dtype
+    m, n, size = rows.literal_value, nv.literal_value, element.bitwidth // 8
+
+    def generate(context, builder, signature, args):
+        acc, _, _, bias = args
+        llvm = _llvm(context, vector)
+        for j in range(n):
+            value = _load(builder, bias, _i64(j * VECTOR_BYTES), llvm, size)
+            for at in range(j, m * n, n):
+                acc = builder.insert_value(acc, _add(builder, element, builder.extract_value(acc, at), value), at)
+        return acc
+
+    return tile(tile, rows, nv, types.int64), generate
+
+
+@intrinsic(prefer_literal=True)
 def relu(typing, tile, rows, nv):
     """max(tile, 0); a NaN stays one."""
     element = tile.dtype.element

@@ -16,10 +16,11 @@ from fastconv.arrays import name_of
 from fastconv.problem import ConvProblem, Ints
 
 FLOAT = np.dtype("float32")
+PACKED_BYTES = 32 * 2**20  # of rearranged weights at a time
 COMPUTED = {name: np.dtype(name) for name in ("float64", "int32")}  # the others in float32
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=64)  # the name of a dtype takes NumPy microseconds
 def storage(dtype: np.dtype) -> Any:
     from fastconv.kernels.numba_cpu.memory import STORAGE
 
@@ -156,3 +157,71 @@ class Pass:
         return len(self.places) == 1 and all(
             axis.step == 1 and axis.taps[0][1] == 0 and axis.outputs == axis.source for axis in self.axes
         )
+
+
+class Walk(NamedTuple):
+    """What a pass over operands with these strides is told; a pointwise one has its axes merged where they allow it."""
+
+    taps: np.ndarray
+    counts: Ints
+    steps: Ints
+    x: Ints
+    y: Ints
+
+
+@lru_cache(maxsize=1024)
+def walk(one: Pass, x: Ints, y: Ints) -> Walk:
+    counts = tuple(axis.outputs for axis in one.axes)
+    steps = tuple(axis.step for axis in one.axes)
+    contiguous = all(s[2] == counts[1] * s[3] or counts[0] == 1 for s in (x, y)) and all(
+        s[3] == counts[2] * s[4] or counts[0] * counts[1] == 1 for s in (x, y)
+    )
+    if not one.pointwise or not contiguous:
+        return Walk(one.taps, counts, steps, x, y)
+    total = math.prod(counts)
+    return Walk(np.array([[0, 0, 0, 0, 1, 0, 1, 0, total]], np.int64), (1, 1, total), steps, x, y)
+
+
+@lru_cache(maxsize=1024)
+def weight_strides(one: Pass, forward: bool, per_group: int, strides: Ints) -> tuple[int, int, int, np.ndarray, int]:
+    """Element strides (group, output channel, reduced channel) of w[g, m, c, t], its taps' offsets, and their step.
+
+    The step is that of the rows (c, t), if they have one; else 0.
+    """
+    k, c, *space = strides
+    offsets = np.array([sum(r * s for r, s in zip(place, space, strict=True)) for place in one.places], np.int64)
+    wm, wc = (k, c) if forward else (c, k)
+    T = len(one.places)
+    step = int(offsets[1]) if T > 1 else wc
+    linear = (offsets == np.arange(T) * step).all() and wc == T * step
+    return k * per_group, wm, wc, offsets, step if linear else 0
+
+
+def chunks(G: int, M: int, row_bytes: int, rows: int) -> Iterator[tuple[int, int, int, int]]:
+    """Ranges (g0, g1, m0, m1) whose rearranged filters stay within PACKED_BYTES; whole groups where they fit."""
+    group_bytes = -(-M // rows) * rows * row_bytes
+    if group_bytes <= PACKED_BYTES:
+        step = max(1, PACKED_BYTES // group_bytes)
+        yield from ((g, min(G, g + step), 0, M) for g in range(0, G, step))
+        return
+    step = max(rows, PACKED_BYTES // (rows * row_bytes) * rows)
+    for g in range(G):
+        yield from ((g, g + 1, m, min(M, m + step)) for m in range(0, M, step))
+
+
+@lru_cache(maxsize=1024)
+def cut(G: int, rows: int, most_rows: int, columns: int, most_columns: int, count: int) -> tuple[int, int]:
+    """Into how many parts rows and columns are cut, so that `count` threads have about the same to do.
+
+    A task costs its largest part of each. Every part of either packs the other again, some hundredths of the
+    products. Results do not depend on it.
+    """
+
+    def cost(choice: tuple[int, int]) -> float:
+        a, b = choice
+        return -(-G * a * b // count) * -(-rows // a) * -(-columns // b) * (1 + 0.02 * b + 0.01 * a / rows)
+
+    least_a, least_b = -(-rows // most_rows), -(-columns // most_columns)
+    a = range(least_a, min(rows, max(least_a + count, 4 * count)) + 1)
+    b = range(least_b, min(columns, max(least_b + count, 4 * count)) + 1)
+    return min(itertools.product(a, b), key=cost)
