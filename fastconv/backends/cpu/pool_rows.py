@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 
+from fastconv.arrays import dtype_of
 from fastconv.backends.base import Launch
 from fastconv.backends.cpu.pool_channels import channel_gradient, channels
 from fastconv.backends.cpu.pool_common import (
-    NOWHERE,
     SPREAD_LANES,
     Array,
     Run,
+    address_of,
     adjacent,
     computed,
     divisors_of,
@@ -42,31 +43,35 @@ class Rows:
         self.strides, self.dilations = lift(window.stride, 1, unit), lift(window.dilation, 1, unit)
         self.lows, self.ksizes = lift([low for low, _ in window.pad], 0, unit), lift(window.ksize, 1, unit)
         self.extents = tuple((k - 1) * d + 1 for k, d in zip(self.ksizes, self.dilations, strict=True))
+        self.tables = tuple(self.table(axis) for axis in range(2))
         self.item = 8 if problem.dtype in ("float64", "int64", "uint64", "uint32") else 4  # bytes, computed in
         self.tap_offsets = np.indices(self.ksizes).reshape(3, -1).T * self.dilations
 
-    def geometry(self, *last: int) -> Array:
-        """The rows of `g` (pool_rows.py), the last one given."""
-        rows = (self.sizes, self.outs, self.strides, self.dilations, self.lows, self.ksizes)
-        return np.array([(*row, 0) for row in rows] + [(*last, 0)[:4]], np.int64)
+    def table(self, axis: int) -> Array:
+        """Per output index along an axis: the first cell that its window meets, how many, and the tap of the first."""
+        start = np.arange(self.outs[axis]) * self.strides[axis] - self.lows[axis]
+        step, n = self.dilations[axis], self.sizes[axis]
+        tap = np.maximum(0, -(start // step))
+        stop = np.minimum(self.ksizes[axis], -((start - n) // step))
+        return np.stack([start + tap * step, stop - tap, tap], 1)
+
+    def geometry(self) -> Array:
+        """The rows of `g`, as pool_rows.py has them."""
+        return np.array((self.sizes, self.outs, self.strides, self.dilations, self.lows, self.ksizes), np.int64)
 
 
 class Forward(Rows):
-    """Blocks of `rows` rows of outputs, split by phases: pool_rows.py."""
+    """Blocks of `rows` rows of outputs: pool_rows.py."""
 
     def __init__(self, problem: PoolProblem):
         super().__init__(problem)
-        shifts = [(e - 1) // s for e, s in zip(self.extents, self.strides, strict=True)]
-        places = tuple(n + shift for n, shift in zip(self.outs, shifts, strict=True))
-        phases = math.prod(self.strides)
-        self.rows = min(self.outs[0], max(BLOCK_CELLS // (phases * places[1] * places[2]) - shifts[0], shifts[0], 1))
+        row = self.sizes[1] * self.sizes[2]
+        self.rows = min(self.outs[0], max((BLOCK_CELLS // row - self.extents[0]) // self.strides[0] + 1, 1))
         self.blocks = -(-self.outs[0] // self.rows)
-        plane = (self.rows + shifts[0]) * places[1] * places[2]
-        self.g = self.geometry(*places)
-        self.taps = _flat(self.tap_offsets % self.strides, self.strides) * plane
-        self.taps += _flat(self.tap_offsets // self.strides, places)
+        self.g = self.geometry()
         self.shifts = _flat(self.tap_offsets, self.sizes)
-        self.work_bytes = self.item * (plane * (phases + 2) + self.sizes[2]) + 2048
+        copied = min(self.sizes[0], (self.rows - 1) * self.strides[0] + self.extents[0]) * row
+        self.work_bytes = self.item * (copied + self.outs[2]) + 16 * self.ksizes[0] * self.ksizes[1] + 2048
 
 
 class Backward(Rows):
@@ -74,21 +79,27 @@ class Backward(Rows):
 
     def __init__(self, problem: PoolProblem, op: str):
         super().__init__(problem)
-        places = (self.outs[2] - 1) * self.strides[2] + 1
-        before = self.extents[2] - 1
-        across = (self.outs[1] - 1) * self.strides[1] + self.extents[1]
-        x_row = places + before + OVERRUN
-        y_row = before + max(places, self.sizes[2] + self.lows[2]) + OVERRUN
-        plain = max(self.sizes[2], self.outs[2], 2 * self.ksizes[0] * self.ksizes[1]) + OVERRUN
-        self.rows = min(self.sizes[0], max(BLOCK_CELLS // (x_row * across) - self.extents[0], self.extents[0]))
+        row, stride = self.sizes[1] * self.sizes[2], self.strides[2]
+        self.rows = min(self.sizes[0], max(BLOCK_CELLS // row - self.extents[0], self.extents[0]))
         self.blocks = -(-self.sizes[0] // self.rows)
+        before = (self.extents[2] - 1) // stride
+        places = before + max(self.outs[2], (self.sizes[2] - 1 + self.lows[2]) // stride + 1) + OVERRUN
         reach = min(self.outs[0], (self.rows + self.extents[0] - 2) // self.strides[0] + 1)
-        x_cells = ((reach - 1) * self.strides[0] + self.extents[0]) * across * x_row
-        y_cells = reach * self.outs[1] * y_row
-        self.g = self.geometry(x_row, y_row, before, plain)
-        self.taps = _flat(self.tap_offsets, (0, across, x_row))
-        cells = 2 * y_cells + x_cells if op == "maxpool_dgrad" else y_cells
-        self.work_bytes = self.item * (cells + 2 * y_row) + 16 * plain + 4096
+        self.g, self.phases = self.geometry(), self.phase_taps()
+        self.lengths = (places, before, reach * self.outs[1])
+        met = min(self.sizes[0], (reach - 1) * self.strides[0] + self.extents[0]) * row
+        cells = 2 * self.lengths[2] * places + met if op == "maxpool_dgrad" else self.lengths[2] * places
+        self.work_bytes = self.item * (cells + 2 * self.outs[2]) + 16 * self.ksizes[0] * self.ksizes[1] + 4096
+
+    def phase_taps(self) -> Array:
+        """Per phase of the stride along W: how many taps it has, and each with its shift."""
+        stride, dilation, ksize = self.strides[2], self.dilations[2], self.ksizes[2]
+        table = np.zeros((stride, 1 + 2 * ksize), np.int64)
+        for phase in range(stride):
+            taps = [(t, t * dilation // stride) for t in range(ksize) if t * dilation % stride == phase]
+            table[phase, 0] = len(taps)
+            table[phase, 1 : 1 + 2 * len(taps)] = np.ravel(taps)
+        return table
 
 
 def _flat(places: Array, extents: Ints) -> Array:
@@ -123,52 +134,52 @@ def split_of(units: int) -> tuple[int, int, int]:
 
 
 def row_forward(op: str, problem: PoolProblem, geometry: Any) -> Run:
-    unit, taps, shifts, work_bytes = geometry.unit, geometry.taps, geometry.shifts, geometry.work_bytes
-    divisors = divisors_of(problem, unit)
+    unit, g, rows, work_bytes = geometry.unit, geometry.g, geometry.rows, geometry.work_bytes
+    tasks = split_of(problem.N * problem.C * geometry.blocks)
+    divisors, tables, shifts = divisors_of(problem, unit), geometry.tables, geometry.shifts
+    C, X, S = problem.C, storage(problem.dtype), computed(dtype_of(problem.dtype))
 
     def run(y: Array, *operands: Array) -> None:
         x = operands[-1]
         if x.size == 0:
             return
-        N, C = x.shape[:2]
-        tasks = split_of(N * C * geometry.blocks)
-        X, S = storage(x.dtype), computed(x.dtype)
+        module, xs, ys = kernels("pool_rows"), operand(x, unit), operand(y, unit)
         scratch = workspace(work_bytes * threads())  # held until the kernel returns
-        work = scratch.ctypes.data
-        module, xs, ys, g = kernels("pool_rows"), operand(x, unit), operand(y, unit), geometry.g
-        if op == "avgpool_fprop":
-            module.avg_fprop(*tasks, X, S, xs, ys, C, geometry.rows, g, taps, divisors, work, work_bytes)
-            return
-        places = operand(operands[0], unit) if op == "maxpool_indices" else NOWHERE
-        address = shifts.ctypes.data
-        module.max_fprop(*tasks, X, S, xs, ys, places, C, geometry.rows, g, taps, address, work, work_bytes)
+        work = address_of(scratch)
+        if op == "maxpool_indices":
+            places = operand(operands[0], unit)
+            module.max_indices(*tasks, X, S, xs, ys, places, C, rows, g, tables, shifts, work, work_bytes)
+        elif op == "maxpool_fprop":
+            module.max_fprop(*tasks, X, S, xs, ys, C, rows, g, tables, divisors, work, work_bytes)
+        else:
+            module.avg_fprop(*tasks, X, S, xs, ys, C, rows, g, tables, divisors, work, work_bytes)
 
     return run
 
 
 def row_gradient(op: str, problem: PoolProblem, geometry: Any) -> Run:
-    unit, taps, g, work_bytes = geometry.unit, geometry.taps, geometry.g, geometry.work_bytes
+    unit, g, rows, work_bytes = geometry.unit, geometry.g, geometry.rows, geometry.work_bytes
+    tables, lengths, phases = geometry.tables, geometry.lengths, geometry.phases
+    tasks = split_of(problem.N * problem.C * geometry.blocks)
     divisors, along_c = divisors_of(problem, unit), channel_gradient(op, problem)
-    if op == "maxpool_dgrad":
-        divisors = tuple(np.ones_like(factors) for factors in divisors)
+    C, G, S = problem.C, storage(problem.dtype), computed(dtype_of(problem.dtype))
 
     def run(dx: Array, dy: Array, x: Any = None) -> None:
         if dx.size == 0:
             return
-        N, C = dx.shape[:2]
-        tasks = split_of(N * C * geometry.blocks)
-        G, S = storage(dy.dtype), computed(dy.dtype)
-        scratch = workspace(work_bytes * threads())  # held until the kernel returns
-        work = scratch.ctypes.data
         module, dxs, dys = kernels("pool_rows_dgrad"), operand(dx, unit), operand(dy, unit)
+        scratch = workspace(work_bytes * threads())  # held until the kernel returns
+        work = address_of(scratch)
         if op == "avgpool_dgrad":
-            module.avg_dgrad(*tasks, G, S, dys, dxs, C, geometry.rows, g, divisors, work, work_bytes)
+            module.avg_dgrad(*tasks, G, S, dys, dxs, C, rows, g, lengths, phases, divisors, work, work_bytes)
             return
         X, SX, xs = storage(x.dtype), computed(x.dtype), operand(x, unit)
         if itemsize(SX) != itemsize(S):  # lanes of x are not lanes of dy
             along_c(dx, dy, x)
             return
-        module.max_dgrad(*tasks, X, SX, G, S, xs, dys, dxs, C, geometry.rows, g, taps, divisors, work, work_bytes)
+        module.max_dgrad(
+            *tasks, X, SX, G, S, xs, dys, dxs, C, rows, g, lengths, tables, phases, divisors, work, work_bytes
+        )
 
     return run
 
