@@ -41,24 +41,24 @@ from fastconv.kernels.numba_cpu.simd import width
 INDEX = STORAGE["int64"]
 
 
-@njit(nogil=True)
+@njit(nogil=True, error_model="numpy")
 def room(S, count):
     """Bytes of scratch for `count` elements, which loops may overrun by two vectors."""
     return (count * size(S) + 255) // 64 * 64
 
 
-@njit(nogil=True)
+@njit(nogil=True, error_model="numpy")
 def row_of(g, i):
     return g[i, 0], g[i, 1], g[i, 2]
 
 
-@njit(nogil=True)
+@njit(nogil=True, error_model="numpy")
 def geometry(g):
     """The rows of the array g as tuples."""
     return row_of(g, 0), row_of(g, 1), row_of(g, 2), row_of(g, 3), row_of(g, 4), row_of(g, 5)
 
 
-@njit(nogil=True)
+@njit(nogil=True, error_model="numpy")
 def met(g, low, high):
     """The rows of x along A that outputs [low, high) meet."""
     first = low * g[2][0] - g[4][0]
@@ -66,7 +66,7 @@ def met(g, low, high):
     return max(first, 0), min(last, g[0][0])
 
 
-@njit(nogil=True)
+@njit(nogil=True, error_model="numpy")
 def bring(X, S, g, x, base, first, last, scratch):
     """(address of row 0, bytes between rows along A and B) of rows [first, last): those of x, or copies."""
     if same(X, S) and x[5] == 1:
@@ -81,23 +81,46 @@ def bring(X, S, g, x, base, first, last, scratch):
     return scratch - first * g[0][1] * row, g[0][1] * row, row
 
 
-@njit(nogil=True, forceinline=True)
+@njit(nogil=True, error_model="numpy", forceinline=True)
 def list_rows(ksizes, steps, plane, table_a, a, table_b, b, rows):
-    """Write the addresses of the rows of x that output row (a, b) meets, and the number of the first tap of each."""
-    corner, count = plane[0] + table_a[a, 0] * plane[1] + table_b[b, 0] * plane[2], 0
+    """Write the addresses of the rows of x that output row (a, b) meets, and the number of the first tap of each.
+
+    Gives how many rows they are, and the highest of their addresses.
+    """
+    corner = plane[0] + table_a[a, 0] * plane[1] + table_b[b, 0] * plane[2]
+    count, highest = 0, np.int64(0)
     for i in range(table_a[a, 1]):
         for j in range(table_b[b, 1]):
-            store(INDEX, rows, 2 * count, corner + i * steps[0] * plane[1] + j * steps[1] * plane[2])
+            row = corner + i * steps[0] * plane[1] + j * steps[1] * plane[2]
+            highest = max(highest, row)
+            store(INDEX, rows, 2 * count, row)
             tap = ((table_a[a, 2] + i) * ksizes[1] + table_b[b, 2] + j) * ksizes[2]
             store(INDEX, rows, 2 * count + 1, tap)
             count += 1
-    return count
+    return count, highest
+
+
+@njit(nogil=True, error_model="numpy")
+def end_of(S, sizes, plane):
+    """The address past the last cell of a plane."""
+    return plane[0] + max(0, (sizes[0] - 1) * plane[1]) + max(0, (sizes[1] - 1) * plane[2]) + sizes[2] * size(S)
+
+
+@njit(nogil=True, error_model="numpy", forceinline=True)
+def seen(S, first, count, g, highest, end):
+    """How many cells of a row a vector of outputs may read, of which `count` are used and the first begins at `first`.
+
+    Where no window in use passes the row's end, all up to the plane's end: what else is read goes to no output.
+    """
+    n = g[0][2]
+    last = first + (min(count, width(S)) - 1) * g[2][2] + (g[5][2] - 1) * g[3][2]
+    return (end - highest) // size(S) if last < n else n
 
 
 # ---------------------------------------------------------------- cells of a row
 
 
-@njit(nogil=True, forceinline=True)
+@njit(nogil=True, error_model="numpy", forceinline=True)
 def cells(S, stride, row, at, n, beyond, line):
     """The cells at, at + stride, ... of a row of n, and `beyond` outside; `line` is scratch for strides above 2."""
     lanes, step = width(S), width(S) * size(S)
@@ -114,7 +137,7 @@ def cells(S, stride, row, at, n, beyond, line):
     return whole(S, line)
 
 
-@njit(nogil=True, forceinline=True)
+@njit(nogil=True, error_model="numpy", forceinline=True)
 def column(kind, S, stride, at, n, rows, count, line):
     """`cells`, folded over the rows of a window."""
     total = beyond = nothing(kind, S)
@@ -127,7 +150,7 @@ def column(kind, S, stride, at, n, rows, count, line):
     return total
 
 
-@njit(nogil=True, forceinline=True)
+@njit(nogil=True, error_model="numpy", forceinline=True)
 def columns(kind, S, at, n, rows, count):
     """Two vectors that lie side by side, folded over the rows of a window."""
     lanes, step = width(S), width(S) * size(S)
@@ -144,7 +167,7 @@ def columns(kind, S, at, n, rows, count):
     return total0, total1
 
 
-@njit(nogil=True, forceinline=True)
+@njit(nogil=True, error_model="numpy", forceinline=True)
 def fold_at(kind, S, first, n, stride, dilation, ksize, rows, count, line):
     """A vector of outputs, whose first window begins at the cell `first`."""
     total = nothing(kind, S)
@@ -160,13 +183,13 @@ def fold_at(kind, S, first, n, stride, dilation, ksize, rows, count, line):
     return total
 
 
-@njit(nogil=True, forceinline=True)
+@njit(nogil=True, error_model="numpy", forceinline=True)
 def meet(S, value, mine, best, tap):
     """(best, tap) once `value`, of tap `mine`, has been compared."""
     return newer(value, best, value, best), newer(value, best, splat(S, number(S, mine)), tap)
 
 
-@njit(nogil=True, forceinline=True)
+@njit(nogil=True, error_model="numpy", forceinline=True)
 def find_at(S, first, n, stride, dilation, ksize, rows, count, skips, line):
     """(the maxima of a vector of outputs, the numbers of their taps).
 
@@ -190,7 +213,7 @@ def find_at(S, first, n, stride, dilation, ksize, rows, count, skips, line):
     return best, tap
 
 
-@njit(nogil=True)
+@njit(nogil=True, error_model="numpy")
 def skip_taps(S, g, skips):
     """How many taps of each output of a row fall before x."""
     strides, dilations, lows = g[2], g[3], g[4]
@@ -213,7 +236,7 @@ def _settle(kind, S, total, by, along_w):
     return lambda kind, S, total, by, along_w: over(total, times(splat(S, number(S, by)), whole(S, along_w)))
 
 
-@njit(nogil=True, forceinline=True)
+@njit(nogil=True, error_model="numpy", forceinline=True)
 def put(S, Y, value, y, at, stride, low, high, line):
     """The lanes [low, high) of a vector, its first at element `at` of y and the others `stride` apart."""
     if same(Y, S) and stride == 1:
@@ -224,7 +247,7 @@ def put(S, Y, value, y, at, stride, low, high, line):
         store(Y, y, at + i * stride, load(S, line, i))
 
 
-@njit(nogil=True)
+@njit(nogil=True, error_model="numpy")
 def block_of(unit, rows, outs, C):
     """(image, channel, first output row, past the last) of one block of one plane."""
     blocks = -(-outs // rows)
@@ -232,12 +255,12 @@ def block_of(unit, rows, outs, C):
     return plane // C, plane % C, low, min(low + rows, outs)
 
 
-@njit(nogil=True)
+@njit(nogil=True, error_model="numpy")
 def fold_task(kind, first, last, X, S, x, y, C, rows, layout, tables, divisors, scratch):
     g, (table_a, table_b), (da, db, dw) = geometry(layout), tables, divisors
     sizes, outs, strides, dilations, lows, ksizes = g
-    met_rows = scratch + room(S, width(S))
-    along_w = met_rows + room(INDEX, 2 * ksizes[0] * ksizes[1])
+    taken = scratch + room(S, width(S))
+    along_w = taken + room(INDEX, 2 * ksizes[0] * ksizes[1])
     copies = along_w + room(S, outs[2])
     for w in range(outs[2]):
         store(S, along_w, w, number(S, dw[w]))
@@ -245,42 +268,42 @@ def fold_task(kind, first, last, X, S, x, y, C, rows, layout, tables, divisors, 
         image, c, low, high = block_of(unit, rows, outs[0], C)
         top, bottom = met(g, low, high)
         plane = bring(X, S, g, x, image * x[1] + c * x[2], top, bottom, copies)
+        end = end_of(S, sizes, plane)
         for a in range(low, high):
             for b in range(outs[1]):
-                count = list_rows(ksizes, dilations, plane, table_a, a, table_b, b, met_rows)
+                count, highest = list_rows(ksizes, dilations, plane, table_a, a, table_b, b, taken)
                 by, at = da[a] * db[b], image * y[1] + c * y[2] + a * y[3] + b * y[4]
                 for w in range(0, outs[2], width(S)):
                     cell = w * strides[2] - lows[2]
-                    total = fold_at(
-                        kind, S, cell, sizes[2], strides[2], dilations[2], ksizes[2], met_rows, count, scratch
-                    )
+                    n = seen(S, cell, outs[2] - w, g, highest, end)
+                    total = fold_at(kind, S, cell, n, strides[2], dilations[2], ksizes[2], taken, count, scratch)
                     total = settle(kind, S, total, by, along_w + w * size(S))
                     put(S, X, total, y[0], at + w * y[5], y[5], 0, outs[2] - w, scratch)
 
 
-@njit(nogil=True)
+@njit(nogil=True, error_model="numpy")
 def find_task(first, last, X, S, x, y, indices, C, rows, layout, tables, shifts, scratch):
     g, (table_a, table_b) = geometry(layout), tables
     sizes, outs, strides, dilations, lows, ksizes = g
-    met_rows = scratch + room(S, width(S))
-    skips = met_rows + room(INDEX, 2 * ksizes[0] * ksizes[1])
+    taken = scratch + room(S, width(S))
+    skips = taken + room(INDEX, 2 * ksizes[0] * ksizes[1])
     copies = skips + room(S, outs[2])
     skip_taps(S, g, skips)
     for unit in range(first, last):
         image, c, low, high = block_of(unit, rows, outs[0], C)
         top, bottom = met(g, low, high)
         plane = bring(X, S, g, x, image * x[1] + c * x[2], top, bottom, copies)
+        end = end_of(S, sizes, plane)
         for a in range(low, high):
             for b in range(outs[1]):
-                count = list_rows(ksizes, dilations, plane, table_a, a, table_b, b, met_rows)
+                count, highest = list_rows(ksizes, dilations, plane, table_a, a, table_b, b, taken)
                 at = image * y[1] + c * y[2] + a * y[3] + b * y[4]
                 place = image * indices[1] + c * indices[2] + a * indices[3] + b * indices[4]
                 start = ((a * strides[0] - lows[0]) * sizes[1] + b * strides[1] - lows[1]) * sizes[2] - lows[2]
                 for w in range(0, outs[2], width(S)):
                     cell, skip = w * strides[2] - lows[2], whole(S, skips + w * size(S))
-                    best, tap = find_at(
-                        S, cell, sizes[2], strides[2], dilations[2], ksizes[2], met_rows, count, skip, scratch
-                    )
+                    n = seen(S, cell, outs[2] - w, g, highest, end)
+                    best, tap = find_at(S, cell, n, strides[2], dilations[2], ksizes[2], taken, count, skip, scratch)
                     put(S, X, best, y[0], at + w * y[5], y[5], 0, outs[2] - w, scratch)
                     keep(tap, scratch)
                     for i in range(min(width(S), outs[2] - w)):  # the window's start may lie outside

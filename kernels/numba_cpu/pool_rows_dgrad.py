@@ -10,9 +10,9 @@ A task is a run of blocks; a block is `rows` rows of dx along A of one plane, wi
 them. Nothing is shared, and each cell adds its taps in the same order however the blocks lie.
 
 Geometry `g` and `tables` are those of pool_rows.py. `lengths`: elements of a row of dy with zeros around it, of
-the zeros before it, and output rows of a block. `phases` has a row per phase: the number of its taps, and each
-with its shift. Every window has a cell. Workspace per thread: the block's rows of taps and of dy, of x where
-they are not as they are computed in, and some rows more.
+the zeros before it, output rows of a block, and the range of q. `phases` (an address) has a row per phase: the
+number of its taps, and each with its shift. Every window has a cell. Workspace per thread: the block's rows of
+taps and of dy, of x where they are not as they are computed in, and some rows more.
 """
 
 from numba import get_thread_id, njit, prange
@@ -23,12 +23,14 @@ from fastconv.kernels.numba_cpu.pool import Kind, fill, number
 from fastconv.kernels.numba_cpu.pool_rows import (
     INDEX,
     bring,
+    end_of,
     find_at,
     geometry,
     list_rows,
     met,
     put,
     room,
+    seen,
     skip_taps,
 )
 from fastconv.kernels.numba_cpu.pool_vectors import (
@@ -61,7 +63,7 @@ def _weigh(kind, S, value, by, along_w):
     return lambda kind, S, value, by, along_w: value
 
 
-@njit(nogil=True)
+@njit(nogil=True, error_model="numpy")
 def share_rows(kind, G, S, g, lengths, dy, base, low, high, divisors, along_w, share, line):
     """Shares of the outputs [low, high), with zeros around each row."""
     outs, nothing = g[1], splat(S, zero(S))
@@ -83,18 +85,19 @@ def share_rows(kind, G, S, g, lengths, dy, base, low, high, divisors, along_w, s
             row += lengths[0] * size(S)
 
 
-@njit(nogil=True)
+@njit(nogil=True, error_model="numpy")
 def tap_rows(S, g, lengths, tables, plane, low, high, tap, rows, skips, line):
     """The number of the tap with the first maximum of each output of [low, high)."""
     sizes, outs, strides, dilations, lows, ksizes = g
     table_a, table_b = tables
-    row = tap + lengths[1] * size(S)
+    row, end = tap + lengths[1] * size(S), end_of(S, sizes, plane)
     for a in range(low, high):
         for b in range(outs[1]):
-            count = list_rows(ksizes, dilations, plane, table_a, a, table_b, b, rows)
+            count, highest = list_rows(ksizes, dilations, plane, table_a, a, table_b, b, rows)
             for w in range(0, outs[2], width(S)):
                 cell, skip = w * strides[2] - lows[2], whole(S, skips + w * size(S))
-                _, mine = find_at(S, cell, sizes[2], strides[2], dilations[2], ksizes[2], rows, count, skip, line)
+                n = seen(S, cell, outs[2] - w, g, highest, end)
+                _, mine = find_at(S, cell, n, strides[2], dilations[2], ksizes[2], rows, count, skip, line)
                 keep(mine, row + w * size(S))
             row += lengths[0] * size(S)
 
@@ -102,7 +105,7 @@ def tap_rows(S, g, lengths, tables, plane, low, high, tap, rows, skips, line):
 # ---------------------------------------------------------------- the gather
 
 
-@njit(nogil=True, forceinline=True)
+@njit(nogil=True, error_model="numpy", forceinline=True)
 def quotient(n, by):
     """n // by for n >= 0, without a division where `by` is 1 or 2."""
     if by == 1:
@@ -110,7 +113,7 @@ def quotient(n, by):
     return n >> 1 if by == 2 else n // by
 
 
-@njit(nogil=True, forceinline=True)
+@njit(nogil=True, error_model="numpy", forceinline=True)
 def givers(g, a, b, low, high, entries):
     """The rows of outputs that reach row (a, b) of dx, as (row of the block, number of its first tap)."""
     outs, strides, dilations, lows, ksizes = g[1], g[2], g[3], g[4], g[5]
@@ -147,44 +150,45 @@ def _gift(kind, S, tap, t, share):
     return lambda kind, S, tap, t, share: matching(whole(S, tap), splat(S, number(S, t)), share)
 
 
-@njit(nogil=True, forceinline=True)
-def gather(kind, S, SX, phases, phase, entries, count, length, share, tap, q):
-    """What the cells q, q + 1, ... of a phase are given."""
-    total = splat(S, zero(S))
+@njit(nogil=True, error_model="numpy", forceinline=True)
+def gather(kind, S, SX, phase, entries, count, length, share, tap, q):
+    """What the cells q, q + 1, ... of a phase are given; `phase` is the address of its taps and shifts."""
+    total, taps = splat(S, zero(S)), load(INDEX, phase, 0)
     for e in range(count):
         row, first = load(INDEX, entries, 2 * e) * length + q, load(INDEX, entries, 2 * e + 1)
-        for i in range(phases[phase, 0]):
-            t, at = first + phases[phase, 2 * i + 1], (row - phases[phase, 2 * i + 2]) * size(S)
-            total = plus(total, gift(kind, SX, tap + at, t, whole(S, share + at)))
+        for i in range(taps):
+            at = (row - load(INDEX, phase, 2 * i + 2)) * size(S)
+            mine = first + load(INDEX, phase, 2 * i + 1)
+            total = plus(total, gift(kind, SX, tap + at, mine, whole(S, share + at)))
     return total
 
 
-@njit(nogil=True)
+@njit(nogil=True, error_model="numpy")
 def gather_row(kind, G, S, SX, g, lengths, phases, dx, at, entries, count, share, tap, line):
     """One row of dx, whose cell 0 is element `at`."""
-    n, stride, low, length = g[0][2], g[2][2], g[4][2], lengths[0]
+    n, stride, low, length, by = g[0][2], g[2][2], g[4][2], lengths[0], (2 * g[5][2] + 1) * size(INDEX)
     share, tap, lanes = share + lengths[1] * size(S), tap + lengths[1] * size(S), width(S)
-    for q in range(low // stride, (n - 1 + low) // stride + 1, lanes):
+    for q in range(lengths[3], lengths[4], lanes):
         cell = q * stride - low
         if stride == 1:
-            total = gather(kind, S, SX, phases, 0, entries, count, length, share, tap, q)
+            total = gather(kind, S, SX, phases, entries, count, length, share, tap, q)
             put(S, G, total, dx[0], at + cell * dx[5], dx[5], 0, n - cell, line)
         elif stride == 2:
-            even = gather(kind, S, SX, phases, 0, entries, count, length, share, tap, q)
-            odd = gather(kind, S, SX, phases, 1, entries, count, length, share, tap, q)
+            even = gather(kind, S, SX, phases, entries, count, length, share, tap, q)
+            odd = gather(kind, S, SX, phases + by, entries, count, length, share, tap, q)
             put(S, G, lower(even, odd), dx[0], at + cell * dx[5], dx[5], -cell, n - cell, line)
             cell += lanes
             put(S, G, upper(even, odd), dx[0], at + cell * dx[5], dx[5], 0, n - cell, line)
         else:
             for f in range(stride):
-                keep(gather(kind, S, SX, phases, f, entries, count, length, share, tap, q), line)
+                keep(gather(kind, S, SX, phases + f * by, entries, count, length, share, tap, q), line)
                 for i in range(min(lanes, -((cell + f - n) // stride))):
                     w = cell + f + i * stride
                     if w >= 0:
                         store(G, dx[0], at + w * dx[5], load(S, line, i))
 
 
-@njit(nogil=True)
+@njit(nogil=True, error_model="numpy")
 def gather_rows(kind, G, S, SX, g, lengths, phases, dx, base, first, last, low, high, share, tap, entries, line):
     """Rows [first, last) of dx along A."""
     for a in range(first, last):
@@ -193,7 +197,7 @@ def gather_rows(kind, G, S, SX, g, lengths, phases, dx, base, first, last, low, 
             gather_row(kind, G, S, SX, g, lengths, phases, dx, at, entries, count, share, tap, line)
 
 
-@njit(nogil=True)
+@njit(nogil=True, error_model="numpy")
 def rows_of(unit, rows, g, C):
     """(image, channel, rows [first, last) of dx along A, outputs [low, high) that reach them)."""
     sizes, outs, strides, dilations, lows, ksizes = g[0], g[1], g[2], g[3], g[4], g[5]
@@ -205,7 +209,7 @@ def rows_of(unit, rows, g, C):
     return plane // C, plane % C, first, last, min(low, high), high
 
 
-@njit(nogil=True)
+@njit(nogil=True, error_model="numpy")
 def max_task(first, last, X, SX, G, S, x, dy, dx, C, rows, layout, lengths, tables, phases, divisors, scratch):
     g = geometry(layout)
     outs, ksizes = g[1], g[5]

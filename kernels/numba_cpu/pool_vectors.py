@@ -306,29 +306,3 @@ def copy(S, source, n, target):
     rest = n % width(S)
     if rest:
         give(part(S, source, rest), target, rest)
-
-
-@njit(nogil=True, forceinline=True)
-def copy_over(S, source, n, target, beyond):
-    """`copy` in whole vectors, which later loads need not wait for; `beyond` follows the last element."""
-    step = width(S) * size(S)
-    for _ in range(n // width(S)):
-        keep(whole(S, source), target)
-        source, target = source + step, target + step
-    keep(part_else(S, source, n % width(S), beyond), target)
-
-
-@njit(nogil=True, forceinline=True)
-def unzip(S, source, n, even, odd):
-    """even[i] = source[2 * i], odd[i] = source[2 * i + 1], for a source of n elements."""
-    lanes, step = width(S), width(S) * size(S)
-    for _ in range(n // (2 * lanes)):
-        a, b = whole(S, source), whole(S, source + step)
-        keep(evens(a, b), even)
-        keep(odds(a, b), odd)
-        source, even, odd = source + 2 * step, even + step, odd + step
-    rest = n % (2 * lanes)
-    if rest:
-        a, b = part(S, source, min(rest, lanes)), part(S, source + step, max(rest - lanes, 0))
-        give(evens(a, b), even, (rest + 1) // 2)
-        give(odds(a, b), odd, rest // 2)

@@ -83,10 +83,11 @@ class Backward(Rows):
         self.rows = min(self.sizes[0], max(BLOCK_CELLS // row - self.extents[0], self.extents[0]))
         self.blocks = -(-self.sizes[0] // self.rows)
         before = (self.extents[2] - 1) // stride
-        places = before + max(self.outs[2], (self.sizes[2] - 1 + self.lows[2]) // stride + 1) + OVERRUN
+        first, stop = self.lows[2] // stride, (self.sizes[2] - 1 + self.lows[2]) // stride + 1
+        places = before + max(self.outs[2], stop) + OVERRUN
         reach = min(self.outs[0], (self.rows + self.extents[0] - 2) // self.strides[0] + 1)
         self.g, self.phases = self.geometry(), self.phase_taps()
-        self.lengths = (places, before, reach * self.outs[1])
+        self.lengths = (places, before, reach * self.outs[1], first, stop)
         met = min(self.sizes[0], (reach - 1) * self.strides[0] + self.extents[0]) * row
         cells = 2 * self.lengths[2] * places + met if op == "maxpool_dgrad" else self.lengths[2] * places
         self.work_bytes = self.item * (cells + 2 * self.outs[2]) + 16 * self.ksizes[0] * self.ksizes[1] + 4096
@@ -169,16 +170,32 @@ def row_gradient(op: str, problem: PoolProblem, geometry: Any) -> Run:
             return
         module, dxs, dys = kernels("pool_rows_dgrad"), operand(dx, unit), operand(dy, unit)
         scratch = workspace(work_bytes * threads())  # held until the kernel returns
-        work = address_of(scratch)
+        work, address = address_of(scratch), address_of(phases)
         if op == "avgpool_dgrad":
-            module.avg_dgrad(*tasks, G, S, dys, dxs, C, rows, g, lengths, phases, divisors, work, work_bytes)
+            module.avg_dgrad(*tasks, G, S, dys, dxs, C, rows, g, lengths, address, divisors, work, work_bytes)
             return
         X, SX, xs = storage(x.dtype), computed(x.dtype), operand(x, unit)
         if itemsize(SX) != itemsize(S):  # lanes of x are not lanes of dy
             along_c(dx, dy, x)
             return
         module.max_dgrad(
-            *tasks, X, SX, G, S, xs, dys, dxs, C, rows, g, lengths, tables, phases, divisors, work, work_bytes
+            *tasks,
+            X,
+            SX,
+            G,
+            S,
+            xs,
+            dys,
+            dxs,
+            C,
+            rows,
+            g,
+            lengths,
+            tables,
+            address,
+            divisors,
+            work,
+            work_bytes,
         )
 
     return run
