@@ -19,7 +19,7 @@ from numba import get_thread_id, njit, prange
 from numba.extending import overload
 
 from fastconv.kernels.numba_cpu.memory import STORAGE, load, size, store
-from fastconv.kernels.numba_cpu.pool import MAX, SUM, lowest, number
+from fastconv.kernels.numba_cpu.pool import MAX, SUM, fill, lowest, number
 from fastconv.kernels.numba_cpu.pool_vectors import (
     between,
     evens,
@@ -142,6 +142,10 @@ def column(kind, S, stride, at, n, rows, count, line):
     """`cells`, folded over the rows of a window."""
     total = beyond = nothing(kind, S)
     if stride == 1 and at >= 0 and at + width(S) <= n:
+        if count == 3:  # unrolled
+            for i in range(3):
+                total = join(kind, total, whole(S, load(INDEX, rows, 2 * i) + at * size(S)))
+            return total
         for i in range(count):
             total = join(kind, total, whole(S, load(INDEX, rows, 2 * i) + at * size(S)))
     else:
@@ -156,6 +160,14 @@ def columns(kind, S, at, n, rows, count):
     lanes, step = width(S), width(S) * size(S)
     total0 = total1 = beyond = nothing(kind, S)
     if at >= 0 and at + 2 * lanes <= n:
+        if count == 2 or count == 3:  # unrolled
+            for i in range(2):
+                cell = load(INDEX, rows, 2 * i) + at * size(S)
+                total0, total1 = join(kind, total0, whole(S, cell)), join(kind, total1, whole(S, cell + step))
+            if count == 3:
+                cell = load(INDEX, rows, 4) + at * size(S)
+                total0, total1 = join(kind, total0, whole(S, cell)), join(kind, total1, whole(S, cell + step))
+            return total0, total1
         for i in range(count):
             cell = load(INDEX, rows, 2 * i) + at * size(S)
             total0, total1 = join(kind, total0, whole(S, cell)), join(kind, total1, whole(S, cell + step))
@@ -262,6 +274,7 @@ def fold_task(kind, first, last, X, S, x, y, C, rows, layout, tables, divisors, 
     taken = scratch + room(S, width(S))
     along_w = taken + room(INDEX, 2 * ksizes[0] * ksizes[1])
     copies = along_w + room(S, outs[2])
+    fill(S, along_w, outs[2] + width(S), number(S, 1))  # nothing slow in idle lanes
     for w in range(outs[2]):
         store(S, along_w, w, number(S, dw[w]))
     for unit in range(first, last):

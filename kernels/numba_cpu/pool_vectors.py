@@ -67,6 +67,19 @@ def part(typing, storage, address, count):
 
 
 @intrinsic
+def part_else(typing, storage, address, count, beyond):
+    """`part` with the lanes of another vector beyond `count`."""
+    vector = _vector(storage)
+
+    def generate(context, builder, signature, args):
+        mask = _lanes_below(builder, args[2], vector.lanes)
+        value = _masked(builder, "load", args[1], args[3].type, vector.element, mask)
+        return builder.select(mask, value, args[3])
+
+    return vector(storage, types.int64, types.int64, vector), generate
+
+
+@intrinsic
 def _inside(typing, storage, address, low, high, beyond):
     vector = _vector(storage)
 
@@ -306,3 +319,13 @@ def copy(S, source, n, target):
     rest = n % width(S)
     if rest:
         give(part(S, source, rest), target, rest)
+
+
+@njit(nogil=True, forceinline=True)
+def copy_over(S, source, n, target, beyond):
+    """`copy` in whole vectors, which later loads need not wait for; `beyond` follows the last element."""
+    step = width(S) * size(S)
+    for _ in range(n // width(S)):
+        keep(whole(S, source), target)
+        source, target = source + step, target + step
+    keep(part_else(S, source, n % width(S), beyond), target)

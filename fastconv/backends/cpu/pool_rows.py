@@ -43,7 +43,6 @@ class Rows:
         self.strides, self.dilations = lift(window.stride, 1, unit), lift(window.dilation, 1, unit)
         self.lows, self.ksizes = lift([low for low, _ in window.pad], 0, unit), lift(window.ksize, 1, unit)
         self.extents = tuple((k - 1) * d + 1 for k, d in zip(self.ksizes, self.dilations, strict=True))
-        self.tables = tuple(self.table(axis) for axis in range(2))
         self.item = 8 if problem.dtype in ("float64", "int64", "uint64", "uint32") else 4  # bytes, computed in
         self.tap_offsets = np.indices(self.ksizes).reshape(3, -1).T * self.dilations
 
@@ -55,9 +54,10 @@ class Rows:
         stop = np.minimum(self.ksizes[axis], -((start - n) // step))
         return np.stack([start + tap * step, stop - tap, tap], 1)
 
-    def geometry(self) -> Array:
-        """The rows of `g`, as pool_rows.py has them."""
-        return np.array((self.sizes, self.outs, self.strides, self.dilations, self.lows, self.ksizes), np.int64)
+    def geometry(self, *more: Ints) -> Array:
+        """The rows of `g`, as pool_rows.py has them, and more."""
+        rows = (self.sizes, self.outs, self.strides, self.dilations, self.lows, self.ksizes)
+        return np.array([(*row, 0) for row in rows] + list(more), np.int64)
 
 
 class Forward(Rows):
@@ -68,7 +68,7 @@ class Forward(Rows):
         row = self.sizes[1] * self.sizes[2]
         self.rows = min(self.outs[0], max((BLOCK_CELLS // row - self.extents[0]) // self.strides[0] + 1, 1))
         self.blocks = -(-self.outs[0] // self.rows)
-        self.g = self.geometry()
+        self.g, self.tables = self.geometry(), tuple(self.table(axis) for axis in range(2))
         self.shifts = _flat(self.tap_offsets, self.sizes)
         copied = min(self.sizes[0], (self.rows - 1) * self.strides[0] + self.extents[0]) * row
         self.work_bytes = self.item * (copied + self.outs[2]) + 16 * self.ksizes[0] * self.ksizes[1] + 2048
@@ -79,28 +79,21 @@ class Backward(Rows):
 
     def __init__(self, problem: PoolProblem, op: str):
         super().__init__(problem)
-        row, stride = self.sizes[1] * self.sizes[2], self.strides[2]
-        self.rows = min(self.sizes[0], max(BLOCK_CELLS // row - self.extents[0], self.extents[0]))
+        places = (self.outs[2] - 1) * self.strides[2] + 1
+        before = self.extents[2] - 1
+        across = (self.outs[1] - 1) * self.strides[1] + self.extents[1]
+        x_row = places + before + OVERRUN
+        y_row = before + max(places, self.sizes[2] + self.lows[2]) + OVERRUN
+        plain = max(self.sizes[2], self.outs[2], 2 * self.ksizes[0] * self.ksizes[1]) + OVERRUN
+        self.rows = min(self.sizes[0], max(BLOCK_CELLS // (x_row * across) - self.extents[0], self.extents[0]))
         self.blocks = -(-self.sizes[0] // self.rows)
-        before = (self.extents[2] - 1) // stride
-        first, stop = self.lows[2] // stride, (self.sizes[2] - 1 + self.lows[2]) // stride + 1
-        places = before + max(self.outs[2], stop) + OVERRUN
         reach = min(self.outs[0], (self.rows + self.extents[0] - 2) // self.strides[0] + 1)
-        self.g, self.phases = self.geometry(), self.phase_taps()
-        self.lengths = (places, before, reach * self.outs[1], first, stop)
-        met = min(self.sizes[0], (reach - 1) * self.strides[0] + self.extents[0]) * row
-        cells = 2 * self.lengths[2] * places + met if op == "maxpool_dgrad" else self.lengths[2] * places
-        self.work_bytes = self.item * (cells + 2 * self.outs[2]) + 16 * self.ksizes[0] * self.ksizes[1] + 4096
-
-    def phase_taps(self) -> Array:
-        """Per phase of the stride along W: how many taps it has, and each with its shift."""
-        stride, dilation, ksize = self.strides[2], self.dilations[2], self.ksizes[2]
-        table = np.zeros((stride, 1 + 2 * ksize), np.int64)
-        for phase in range(stride):
-            taps = [(t, t * dilation // stride) for t in range(ksize) if t * dilation % stride == phase]
-            table[phase, 0] = len(taps)
-            table[phase, 1 : 1 + 2 * len(taps)] = np.ravel(taps)
-        return table
+        x_cells = ((reach - 1) * self.strides[0] + self.extents[0]) * across * x_row
+        y_cells = reach * self.outs[1] * y_row
+        self.g = self.geometry((x_row, y_row, before, plain))
+        self.taps = _flat(self.tap_offsets, (0, across, x_row))
+        cells = 2 * y_cells + x_cells if op == "maxpool_dgrad" else y_cells
+        self.work_bytes = self.item * (cells + 2 * y_row) + 16 * plain + 4096
 
 
 def _flat(places: Array, extents: Ints) -> Array:
@@ -159,44 +152,27 @@ def row_forward(op: str, problem: PoolProblem, geometry: Any) -> Run:
 
 
 def row_gradient(op: str, problem: PoolProblem, geometry: Any) -> Run:
-    unit, g, rows, work_bytes = geometry.unit, geometry.g, geometry.rows, geometry.work_bytes
-    tables, lengths, phases = geometry.tables, geometry.lengths, geometry.phases
-    tasks = split_of(problem.N * problem.C * geometry.blocks)
+    unit, taps, g, work_bytes = geometry.unit, geometry.taps, geometry.g, geometry.work_bytes
+    C, rows, tasks = problem.C, geometry.rows, split_of(problem.N * problem.C * geometry.blocks)
+    G, S = storage(problem.dtype), computed(dtype_of(problem.dtype))
     divisors, along_c = divisors_of(problem, unit), channel_gradient(op, problem)
-    C, G, S = problem.C, storage(problem.dtype), computed(dtype_of(problem.dtype))
+    if op == "maxpool_dgrad":
+        divisors = tuple(np.ones_like(factors) for factors in divisors)
 
     def run(dx: Array, dy: Array, x: Any = None) -> None:
         if dx.size == 0:
             return
-        module, dxs, dys = kernels("pool_rows_dgrad"), operand(dx, unit), operand(dy, unit)
         scratch = workspace(work_bytes * threads())  # held until the kernel returns
-        work, address = address_of(scratch), address_of(phases)
+        work = address_of(scratch)
+        module, dxs, dys = kernels("pool_rows_dgrad"), operand(dx, unit), operand(dy, unit)
         if op == "avgpool_dgrad":
-            module.avg_dgrad(*tasks, G, S, dys, dxs, C, rows, g, lengths, address, divisors, work, work_bytes)
+            module.avg_dgrad(*tasks, G, S, dys, dxs, C, rows, g, divisors, work, work_bytes)
             return
         X, SX, xs = storage(x.dtype), computed(x.dtype), operand(x, unit)
         if itemsize(SX) != itemsize(S):  # lanes of x are not lanes of dy
             along_c(dx, dy, x)
             return
-        module.max_dgrad(
-            *tasks,
-            X,
-            SX,
-            G,
-            S,
-            xs,
-            dys,
-            dxs,
-            C,
-            rows,
-            g,
-            lengths,
-            tables,
-            address,
-            divisors,
-            work,
-            work_bytes,
-        )
+        module.max_dgrad(*tasks, X, SX, G, S, xs, dys, dxs, C, rows, g, taps, divisors, work, work_bytes)
 
     return run
 
