@@ -124,13 +124,14 @@ def gather(op: str, problem: ConvProblem, why: str, kept: dict[int, Any] | None 
     passes = [Pass.of(axes) for axes in ([forward_axes(problem)] if forward else backward_axes(problem))]
     code = 0 if problem.activation is None else ACTIVATIONS.index(problem.activation) + 1
     by_layout = problem.layout == "NHWC" and conv_last.takes(problem)
+    bordered = not forward and any(one.meets_border for one in passes)
     config = {"passes": len(passes), "tile": _tile(problem), "lanes": "channels" if by_layout else "pixels"}
 
     def run(y: np.ndarray, x: np.ndarray, w: np.ndarray, bias: np.ndarray | None) -> None:
         if y.size == 0:
             return
         run_all(passes, kept, y, x, w, bias)
-        if not forward and not np.isfinite(min(w, y, key=lambda array: array.size)).all():
+        if bordered and not np.isfinite(min(w, y, key=lambda array: array.size)).all():
             # The zeros beyond dy are no part of dgrad's sums, and an infinite weight has made them NaN.
             within = [Pass.of(part) for axes in backward_axes(problem) for part in unpadded(axes)]
             run_all(within, None, y, x, w, bias)

@@ -158,6 +158,11 @@ class Pass:
             axis.step == 1 and axis.taps[0][1] == 0 and axis.outputs == axis.source for axis in self.axes
         )
 
+    @property
+    def meets_border(self) -> bool:
+        """Whether some output meets no source cell at some tap."""
+        return any(reached(axis, offset) != (0, axis.outputs) for axis in self.axes for _, offset in axis.taps)
+
 
 class Walk(NamedTuple):
     """What a pass over operands with these strides is told; a pointwise one has its axes merged where they allow it."""
