@@ -24,6 +24,7 @@ print("right")
 """
 
 FORWARD = "conv_fprop:mid_3x3_bias_relu", "conv_fprop:mid_1x1", "conv_dgrad:mid_depthwise", "max_pool:mid_overlap"
+CHANNELS = ("conv_dgrad:mid_depthwise_nhwc",)
 WGRAD = "conv_wgrad:mid_3x3_bias_relu", "conv_wgrad:mid_depthwise", "conv_wgrad:mid_strided"
 
 
@@ -31,8 +32,8 @@ WGRAD = "conv_wgrad:mid_3x3_bias_relu", "conv_wgrad:mid_depthwise", "conv_wgrad:
 @pytest.mark.parametrize(
     ("name", "features", "width", "checks"),
     [
-        ("haswell", "+sse4.2,+avx,+avx2,+fma,+f16c", 32, (*FORWARD, *WGRAD)),
-        ("x86-64", "+sse4.2", 16, FORWARD),
+        ("haswell", "+sse4.2,+avx,+avx2,+fma,+f16c", 32, (*FORWARD, *WGRAD, *CHANNELS)),
+        ("x86-64", "+sse4.2", 16, (*FORWARD, *CHANNELS)),
     ],
 )
 def test_width(name, features, width, checks):

@@ -6,8 +6,10 @@ Each body also poisons the output, runs twice for the same bits, and sees that i
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
+import fastconv
 from fastconv.testing import cases, selftest
 
 CONV_OPS = ("conv_fprop", "conv_dgrad", "conv_wgrad", "conv_transpose")
@@ -99,3 +101,27 @@ def test_max_unpool(backend, name, dtype):
 @pytest.mark.parametrize("case", ["halve", "nhwc", "pool1d", "pool3d", "mid_nhwc", "empty_batch"])
 def test_bias_grad(backend, case, dtype):
     selftest.check_bias_grad(backend, "bias_grad", str(cases.pool(case, dtype=dtype)))
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+@pytest.mark.parametrize(
+    ("c", "k", "ksize", "stride", "groups"),
+    [(8, 2, 1, 1, 1), (8, 2, 1, 2, 1), (8, 2, 3, 2, 1), (8, 8, 3, 1, 8), (16, 16, 3, 1, 1)],
+)
+def test_long_sums(c, k, ksize, stride, groups, layout):
+    """A gradient to the weights sums all pixels: in float32, terms of one sign must not be added one by one."""
+    rng = np.random.default_rng(0)
+    pixels = (600 - ksize) // stride + 1
+    x, dy = rng.random((1, c, 600, 600), np.float32), rng.random((1, k, pixels, pixels), np.float32)
+    last = (pixels - 1) * stride + 1
+    taps = [x[:, :, i : i + last : stride, j : j + last : stride] for i in range(ksize) for j in range(ksize)]
+    wide = dy.reshape(groups, k // groups, -1).astype(float)
+    sums = [np.einsum("gkp,gcp->gkc", wide, tap.reshape(groups, c // groups, -1).astype(float)) for tap in taps]
+    expected = np.stack(sums, -1).reshape(k, c // groups, ksize, ksize)
+    if layout == "NHWC":
+        x, dy = (np.ascontiguousarray(np.moveaxis(array, 1, -1)) for array in (x, dy))
+        expected = np.transpose(expected, (2, 3, 1, 0))
+    dw = fastconv.conv2d_wgrad(
+        dy, x, expected.shape, stride, groups=groups, layout=layout, backend="cpu"
+    )  # fmt: skip
+    assert np.abs(dw - expected).max() <= 1e-6 * expected.max()

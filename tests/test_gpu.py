@@ -5,11 +5,16 @@ The shared test bodies run there too, on backends named "raw on gpu" and "numba 
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 import fastconv
-from fastconv.backends.raw import cupy_device
+from fastconv import dispatch
+from fastconv.backends.raw import conv, conv_direct, conv_wgmma, cupy_device
+from fastconv.problem import ConvProblem
+from fastconv.testing import gpu, selftest
 
 pytestmark = [
     pytest.mark.gpu,
@@ -87,3 +92,30 @@ def test_numba_device_arrays():
     x, w = cuda.to_device(X), cuda.to_device(W)
     y = fastconv.conv2d(x, w, padding=1, backend="numba")
     assert np.array_equal(y.copy_to_host(), Y)
+
+
+#: Unequal pads, strides and windows along every axis: an order of axes that is taken the wrong way round shows.
+SKEW = (
+    "conv1d n=2 c=72 size=300 k=72 ksize=5 stride=2 pad=3:1",
+    "conv2d n=3 c=72 size=19x23 k=136 ksize=3x5 pad=2:0x1:3 stride=1x2 dilation=2x1 bias=136 layout=NHWC",
+    "conv3d n=2 c=24 size=7x9x11 k=264 ksize=1x2x3 pad=0x1:0x2:1 stride=2x1x1 layout=NHWC",
+)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("line", SKEW)
+@pytest.mark.parametrize("op", ["conv_fprop", "conv_dgrad"])
+def test_tensor_maps_of_the_driver(op, line, dtype, monkeypatch):
+    """On Hopper, what TMA copies by maps that the driver encoded: exact on integers, tile by tile."""
+    arch = cupy_device.current().properties.arch
+    if arch != conv_wgmma.ARCH:
+        pytest.skip(f"wgmma is of {conv_wgmma.ARCH}, this GPU has {arch}")
+    problem = selftest.for_op(op, replace(ConvProblem.parse(line), dtype=dtype))
+    monkeypatch.setattr(conv, "ALGORITHMS", {"wgmma": conv_wgmma, "direct": conv_direct})
+    monkeypatch.setattr(conv_wgmma, "cost", lambda *arguments: 0.0)
+    for tile in conv_wgmma.TILES:
+        monkeypatch.setattr(conv_wgmma, "TILES", (tile,))
+        dispatch.forget()
+        with gpu.through_gpu():
+            selftest.conv_exact("raw", op, problem)
+    dispatch.forget()

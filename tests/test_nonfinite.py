@@ -38,6 +38,20 @@ def test_zeros_do_not_hide_a_nan(backend, name):
     assert np.isnan(y).all()
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("name", ["dense", "grouped", "conv1d", "mid_3x3", "mid_strided", "mid_depthwise"])
+def test_dgrad_of_a_bad_weight_on_the_cpu(name, value):
+    """It touches what it has a product with: beyond dy there is none, as there is no 0 times infinity."""
+    problem = selftest.for_op("conv_dgrad", cases.conv(name))
+    dy, w, *bias = cases.conv_floats(problem, "conv_dgrad")
+    w.flat[1] = value
+    dy = np.abs(dy) + np.float32(0.5)
+    expected = cases.conv_call("conv_dgrad", problem, (dy, w, *bias), backend="reference")
+    actual = cases.conv_call("conv_dgrad", problem, (dy, w, *bias), backend="cpu")
+    assert np.array_equal(np.isfinite(actual), np.isfinite(expected))
+    assert np.array_equal(actual[~np.isfinite(actual)], expected[~np.isfinite(expected)], equal_nan=True)
+
+
 @pytest.mark.parametrize("name", ["dense", "mid_1x1", "mid_depthwise"])
 def test_wgrad(backend, name):
     """A NaN in x touches the taps that meet it, of its own channel only."""

@@ -9,34 +9,14 @@ import pytest
 
 import fastconv
 from fastconv.backends.cpu import fft, signal
-from fastconv.problem import signal_problem
+from fastconv.testing import signals
+from fastconv.testing.signals import MODES, combinations, definition, operand
 
 SHAPES = [
     ((1,), (1,)), ((7,), (3,)), ((3,), (8,)), ((300,), (41,)), ((1, 9), (1, 4)), ((3, 2), (5, 6)), ((4, 9), (6, 2)),
     ((40, 133), (7, 8)), ((300, 5), (4, 9)), ((5, 20, 7), (2, 6, 3)), ((2, 3, 4, 3), (1, 2, 2, 3)),
     ((3, 2, 3, 2, 5), (2, 2, 1, 2, 3)),
 ]  # fmt: skip
-MODES = ("full", "same", "valid")
-
-
-def problem_of(shape1, shape2, mode, dtype, method="auto"):
-    try:
-        return signal_problem(shape1, shape2, dtype, False, mode, method)
-    except ValueError:
-        pytest.skip("neither contains the other")
-
-
-def data(shape, dtype, seed=0):
-    """Every integer of the dtype; small whole numbers, which sum exactly, in floats."""
-    rng = np.random.default_rng([seed, *shape])
-    dtype = np.dtype(dtype)
-    if dtype.kind in "iu":
-        info = np.iinfo(dtype)
-        return rng.integers(info.min, info.max, shape, dtype=dtype, endpoint=True)
-    if dtype.kind == "b":
-        return rng.random(shape) < 0.3
-    values = rng.integers(-3, 4, shape).astype(dtype)
-    return values + 1j * rng.integers(-3, 4, shape).astype(dtype) if dtype.kind == "c" else values
 
 
 def compute(algorithm, problem, in1, in2):
@@ -46,18 +26,11 @@ def compute(algorithm, problem, in1, in2):
     return out
 
 
-def definition(problem, in1, in2):
-    out = np.empty(problem.out, in1.dtype)
-    fastconv.dispatch.get("reference").plan("correlate", problem).run(out, in1, in2)
-    return out
-
-
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize(("shape1", "shape2"), SHAPES, ids=str)
+@pytest.mark.parametrize(("shape1", "shape2", "mode"), list(combinations(SHAPES)), ids=str)
 @pytest.mark.parametrize("dtype", ["float32", "complex128", "bool", "int16", "uint64"])
 def test_every_algorithm_is_the_definition(dtype, shape1, shape2, mode):
-    problem = problem_of(shape1, shape2, mode, dtype)
-    in1, in2 = data(shape1, dtype), data(shape2, dtype, 1)
+    problem = signals.problem(shape1, shape2, mode, dtype)
+    in1, in2 = operand(shape1, dtype), operand(shape2, dtype, 1)
     expected = definition(problem, in1, in2)
     for algorithm in signal.RUNS:
         actual = compute(algorithm, problem, in1, in2)
@@ -69,9 +42,9 @@ def test_every_algorithm_is_the_definition(dtype, shape1, shape2, mode):
 
 @pytest.mark.parametrize("algorithm", ["numpy", "direct", "fft"])
 def test_any_strides(algorithm):
-    in1 = data((30, 44), "float64")[::-1, ::2].T
-    in2 = np.broadcast_to(data((3, 1), "float64", 1), (3, 4))
-    problem = problem_of(in1.shape, in2.shape, "same", "float64")
+    in1 = operand((30, 44), "float64")[::-1, ::2].T
+    in2 = np.broadcast_to(operand((3, 1), "float64", 1), (3, 4))
+    problem = signals.problem(in1.shape, in2.shape, "same", "float64")
     wide = np.full((44, 60), np.nan)
     out = wide[1::2, ::-2]
     geometry = signal.Geometry.of(problem)
@@ -86,7 +59,7 @@ def test_any_strides(algorithm):
 @pytest.mark.parametrize("dtype", ["int64", "uint64", "int32", "uint32"])
 @pytest.mark.parametrize("extreme", [False, True])
 def test_transformed_integers_are_exact_modulo_their_bits(dtype, extreme):
-    in1, in2 = data((3000,), dtype), data((700,), dtype, 1)
+    in1, in2 = operand((3000,), dtype), operand((700,), dtype, 1)
     if extreme:
         in1[:], in2[:] = np.iinfo(dtype).min, np.iinfo(dtype).max
         in1[::3] = np.iinfo(dtype).max
@@ -96,7 +69,7 @@ def test_transformed_integers_are_exact_modulo_their_bits(dtype, extreme):
 
 
 def test_balanced_limbs_sum_to_the_number():
-    values = np.concatenate([data((1000,), "int64"), [-(2**63), 2**63 - 1, 0, -1, 2**62, -(2**62)]])
+    values = np.concatenate([operand((1000,), "int64"), [-(2**63), 2**63 - 1, 0, -1, 2**62, -(2**62)]])
     for bits in range(3, 27):
         parts = list(fft.limbs(values, bits, -(-64 // bits)))
         assert all(np.abs(part).max() <= 2.0 ** (bits - 1) for part in parts)
@@ -120,12 +93,15 @@ def test_limbs_of_the_largest_size_round_to_the_exact_sum(n, m):
 # ---------------------------------------------------------------- blocks
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize(("shape1", "shape2"), [((500,), (300,)), ((40, 8), (30, 7)), ((9, 40), (6, 50))], ids=str)
+@pytest.mark.parametrize(
+    ("shape1", "shape2", "mode"),
+    list(combinations([((500,), (300,)), ((40, 8), (30, 7)), ((9, 40), (6, 50))])),
+    ids=str,
+)
 def test_blocks_and_parts_of_any_size_agree(shape1, shape2, mode):
-    problem = problem_of(shape1, shape2, mode, "int64")
+    problem = signals.problem(shape1, shape2, mode, "int64")
     geometry = signal.Geometry.of(problem)
-    operands = geometry.operands(data(shape1, "int64"), data(shape2, "int64", 1))
+    operands = geometry.operands(operand(shape1, "int64"), operand(shape2, "int64", 1))
     expected, actual = np.empty(problem.out, np.int64), np.empty(problem.out, np.int64)
     signal.by_numpy(geometry, expected, *operands)
     rng = np.random.default_rng(5)
@@ -165,7 +141,7 @@ def _without(n, primes):
 )
 def test_memory_stays_within_64_mib_per_thread(shape1, shape2, dtype, method):
     in1, in2 = np.ones(shape1, dtype), np.ones(shape2, dtype)
-    out = np.empty(signal_problem(shape1, shape2, dtype, False, "same", method).out, dtype)
+    out = np.empty(signals.problem(shape1, shape2, "same", dtype, method).out, dtype)
     tracemalloc.start()
     try:
         fastconv.correlate(in1, in2, "same", method, out=out)
@@ -182,7 +158,7 @@ def test_memory_stays_within_64_mib_per_thread(shape1, shape2, dtype, method):
 @pytest.mark.parametrize("dtype", ["float32", "complex128"])
 @pytest.mark.parametrize("shapes", [((2000,), (70,)), ((60, 61), (9, 10))], ids=str)
 def test_nan_and_infinity_stay_in_their_windows(shapes, dtype, method):
-    in1, in2 = data(shapes[0], dtype).copy(), data(shapes[1], dtype, 1).copy()
+    in1, in2 = operand(shapes[0], dtype).copy(), operand(shapes[1], dtype, 1).copy()
     in1[tuple(n // 3 for n in shapes[0])], in1[tuple(n // 2 for n in shapes[0])] = np.nan, np.inf
     for taps in (in2, np.where(np.arange(in2.size).reshape(in2.shape) == 5, np.inf, in2).astype(dtype)):
         for mode in MODES:
@@ -205,7 +181,7 @@ def test_values_that_a_transform_would_overflow_are_computed_directly():
 
 
 def chosen(shape1, shape2, dtype="float64", method="auto", mode="heuristic"):
-    problem = signal_problem(shape1, shape2, dtype, False, "same", method)
+    problem = signals.problem(shape1, shape2, "same", dtype, method)
     return signal.choose(problem, signal.Geometry.of(problem), mode)[0]
 
 
@@ -249,7 +225,7 @@ def test_results_do_not_depend_on_threads():
     import numba
 
     in1, in2 = np.random.default_rng(0).random((300, 400)), np.random.default_rng(1).random((7, 9))
-    problem = problem_of(in1.shape, in2.shape, "same", "float64")
+    problem = signals.problem(in1.shape, in2.shape, "same", "float64")
     before = numba.get_num_threads()
     try:
         results = []

@@ -64,10 +64,11 @@ def shipped(modules: Iterable[str] = MODULES) -> list[Instance]:
 
 
 @cache
-def claims(instance: Instance) -> dict[str, object]:
+def claims(instance: Instance) -> dict[str, Any]:
     """What the host side of an instance says of it.
 
-    "sass": instructions that it must have; "registers": at most; "capability": the least that has its instructions.
+    "sass": instructions that it must have; "registers": at most; "capability": the least that has its instructions;
+    "archs": the only ones that have them, where later ones do not.
     """
     for name in MODULES:
         module = importlib.import_module(f"fastconv.backends.raw.{name}")
@@ -116,7 +117,7 @@ def _read(cubin: bytes) -> dict[str, list[Any]]:
         file.write(cubin)
         file.flush()
         usage, sass = _dump("--dump-resource-usage", file.name), _dump("-sass", file.name)
-    code = dict(_functions(sass))
+    code = _functions(sass)
     found = {}
     for name, numbers in _usage(usage):
         used = {f"{match[1]}.128" for match in WIDE.finditer(code[name])} | set(MATRIX.findall(code[name]))
@@ -136,15 +137,29 @@ def _usage(text: str) -> Iterator[tuple[str, dict[str, int]]]:
         yield name, {key: int(value) for key, value in re.findall(r"(REG|STACK|SHARED|LOCAL):(\d+)", line)}
 
 
-def _functions(text: str) -> Iterator[tuple[str, str]]:
+def _functions(text: str) -> dict[str, str]:
     parts = re.split(r"Function : (\S+)", text)
-    yield from zip(parts[1::2], parts[2::2], strict=True)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def sass(instances: Sequence[Instance], arch: str) -> dict[Instance, str]:
+    """The machine code of instances of one file, as text."""
+    cubin, symbols = cubins(tuple(instances), arch)
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        code = _functions(_dump("-sass", file.name))
+    return {instance: code[symbols[instance]] for instance in instances}
 
 
 def for_arch(instances: Iterable[Instance], arch: str) -> list[Instance]:
     """Those of the instances whose instructions an architecture has."""
     capability = int(re.sub(r"\D", "", arch))
-    return [instance for instance in instances if capability >= int(str(claims(instance).get("capability", 0)))]
+
+    def has(claimed: dict[str, Any]) -> bool:
+        return capability >= claimed.get("capability", 0) and arch in claimed.get("archs", (arch,))
+
+    return [instance for instance in instances if has(claims(instance))]
 
 
 def by_file(instances: Iterable[Instance]) -> dict[str, list[Instance]]:

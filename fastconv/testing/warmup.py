@@ -20,6 +20,7 @@ CONV = "conv_fprop", "conv_dgrad", "conv_wgrad"
 LINES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("conv2d n=1 c=64 size=20 k=64 ksize=1", CONV),
     ("conv2d n=1 c=64 size=40 k=64 ksize=1", ("conv_wgrad",)),
+    ("conv2d n=1 c=64 size=20 k=64 ksize=1 layout=NHWC", CONV),
     ("conv2d n=1 c=32 size=20 k=64 ksize=3 pad=1 dilation=2 stride=2", ("conv_fprop",)),
     ("conv2d n=1 c=32 size=32 k=64 ksize=3 pad=1", ("conv_fprop", "conv_wgrad")),
     ("conv2d n=1 c=32 size=200 k=32 ksize=3 pad=1", ("conv_fprop",)),

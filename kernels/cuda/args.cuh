@@ -150,3 +150,20 @@ struct Packing {
     int32_t C, padded;
     int32_t extent[3];
 };
+
+// What the host encodes for a TMA copy (cuTensorMapEncodeTiled, ...Im2col); kernels take it as __grid_constant__.
+struct alignas(64) TensorMap {
+    uint64_t words[16];
+};
+
+// conv_wgmma: as Gather, with the source and the filters as maps: a over (channels, [w, [h, [d]]], images) of `rank`
+// spatial axes, w over (channels, taps along each of three axes, filters). `first` is the lowest cell that output 0
+// meets; apart < 0 where the first tap meets the highest.
+struct GatherMaps {
+    void *d, *bias;
+    int64_t d0, ds[5], bs, pixels;
+    int32_t C, M, activation, bt, rank, wide;
+    int32_t out[3], step[3], taps[3], first[3], apart[3];
+    int32_t tap0[3], tap_step[3];  // which of w's taps these are
+    TensorMap a, w;
+};

@@ -187,7 +187,7 @@ __global__ void __launch_bounds__(32 * WARPS_M * WARPS_N, 1) conv_mma(const __gr
     constexpr int A_ROWS = 4 * BM / THREADS, B_CHUNKS = 4 * BN / THREADS;
     constexpr int STAGE = 64 * (BM + BN), PITCH = BN + 8;
     char* const memory = shared_memory<char>();
-    const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32, chunk = thread % 4;
+    const int thread = threadIdx.x, warp = thread / 32, chunk = thread % 4;
 
     int64_t block = blockIdx.x;
     const int column0 = take(block, (a.M + BN - 1) / BN) * BN;
@@ -243,36 +243,15 @@ __global__ void __launch_bounds__(32 * WARPS_M * WARPS_N, 1) conv_mma(const __gr
     };
 
     const int steps = a.taps[0] * a.taps[1] * a.taps[2] * ((a.C + BK - 1) / BK);
-#pragma unroll
-    for (int stage = 0; stage < STAGES - 1; ++stage) {
-        if (stage < steps) fetch(stage);
-        commit_copies();
-    }
     float sum[TM][TN][4] = {};
     const int warp_row = warp / WARPS_N * WM, warp_column = warp % WARPS_N * WN;
-    for (int step = 0, stage = 0; step < steps; ++step) {
-        wait_copies<STAGES - 2>();
-        __syncthreads();
-        const int ahead = stage == 0 ? STAGES - 1 : stage - 1;  // the stage that all have read
-        if (step + STAGES - 1 < steps) fetch(ahead);
-        commit_copies();
+    pipelined<STAGES>(steps, fetch, [&](int stage) {
         const char* const A = memory + stage * STAGE;
         Product<E, TM, TN, CROSSED, BN>::add(sum, A, A + 64 * BM, warp_row, warp_column);
-        stage = stage + 1 == STAGES ? 0 : stage + 1;
-    }
-    wait_copies<0>();
-    __syncthreads();
+    });
 
     float* const sums = shared_memory<float>();
-#pragma unroll
-    for (int i = 0; i < TM; ++i)
-#pragma unroll
-        for (int j = 0; j < TN; ++j)
-#pragma unroll
-            for (int r = 0; r < 4; r += 2) {
-                const int row = warp_row + 16 * i + lane / 4 + 4 * r, column = warp_column + 8 * j + lane % 4 * 2;
-                store(sums + row * PITCH + column, Pack<float, 2>{sum[i][j][r], sum[i][j][r + 1]});
-            }
+    spread<PITCH>(sums, sum, warp_row, warp_column);
     __syncthreads();
     deliver<E, BM, BN, THREADS, PITCH>(a, sums, row0, group, column0);
 }

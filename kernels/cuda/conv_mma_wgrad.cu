@@ -175,7 +175,7 @@ __global__ void __launch_bounds__(32 * WARPS_M * WARPS_N, 1) conv_mma_wgrad(cons
     constexpr int A_PIXELS = BP * TileA::ACROSS / THREADS, B_PIXELS = BP * TileB::ACROSS / THREADS;
     constexpr int STAGE = BP * (TileA::PITCH + TileB::PITCH), PITCH = BN + 8;
     char* const memory = shared_memory<char>();
-    const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
+    const int thread = threadIdx.x, warp = thread / 32;
 
     const int columns = a.C * a.ksize[0] * a.ksize[1] * a.ksize[2];
     int64_t block = blockIdx.x;
@@ -226,36 +226,15 @@ __global__ void __launch_bounds__(32 * WARPS_M * WARPS_N, 1) conv_mma_wgrad(cons
     static_assert(A_APART == B_APART, "both operands' pixels move on by the same number");
 
     const int64_t steps = end > begin ? (end - begin + BP - 1) / BP : 0;
-#pragma unroll
-    for (int stage = 0; stage < STAGES - 1; ++stage) {
-        if (stage < steps) fetch(stage);
-        commit_copies();
-    }
     float sum[TM][TN][4] = {};
     const int warp_row = warp / WARPS_N * WM, warp_column = warp % WARPS_N * WN;
-    int stage = 0;
-    for (int64_t step = 0; step < steps; ++step) {
-        wait_copies<STAGES - 2>();
-        __syncthreads();
-        if (step + STAGES - 1 < steps) fetch(stage == 0 ? STAGES - 1 : stage - 1);
-        commit_copies();
+    pipelined<STAGES>(steps, fetch, [&](int stage) {
         const char* const A = memory + stage * STAGE;
         Product<E, TM, TN, TileA, TileB>::add(sum, A, A + BP * TileA::PITCH, warp_row, warp_column);
-        stage = stage + 1 == STAGES ? 0 : stage + 1;
-    }
-    wait_copies<0>();
-    __syncthreads();
+    });
 
     float* const sums = shared_memory<float>();
-#pragma unroll
-    for (int i = 0; i < TM; ++i)
-#pragma unroll
-        for (int j = 0; j < TN; ++j)
-#pragma unroll
-            for (int r = 0; r < 4; r += 2) {
-                const int row = warp_row + 16 * i + lane / 4 + 4 * r, at = warp_column + 8 * j + lane % 4 * 2;
-                store(sums + row * PITCH + at, Pack<float, 2>{sum[i][j][r], sum[i][j][r + 1]});
-            }
+    spread<PITCH>(sums, sum, warp_row, warp_column);
     __syncthreads();
 #pragma unroll 1
     for (int n = thread; n < BM * BN; n += THREADS) {

@@ -3,12 +3,8 @@
 // The functions say what PTX says, one instruction each; the reference is the PTX ISA. The host emulator has the same
 // ones (FASTCONV_EMULATED). Barriers need sm_80, bulk copies sm_90, wgmma and setmaxnreg sm_90a and nothing else.
 #pragma once
+#include "args.cuh"
 #include "matrix.cuh"
-
-// What the host encodes for a TMA copy (cuTensorMapEncodeTiled, ...Im2col); kernels take it as __grid_constant__.
-struct alignas(64) TensorMap {
-    uint64_t words[16];
-};
 
 // A barrier in shared memory. A phase ends when all threads have arrived and all expected bytes have landed.
 using Barrier = uint64_t;
@@ -226,6 +222,13 @@ __device__ inline void wgmma_commit() { asm volatile("wgmma.commit_group.sync.al
 template <int LATEST>
 __device__ inline void wgmma_wait() {
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(LATEST) : "memory");
+}
+
+// The sums of products that were waited for: what reads them stays behind the wait, which names no registers.
+template <int N>
+__device__ inline void settle(float (&d)[N]) {
+#pragma unroll
+    for (int i = 0; i < N; ++i) asm volatile("" : "+f"(d[i])::"memory");
 }
 
 // Registers of a thread of this warpgroup from here on: 24 to 240 in eights, in kernels with __launch_bounds__(n, 1).

@@ -56,3 +56,40 @@ __device__ inline void add_split(float (&sum)[TN][4], const Parts (&a)[4], const
         for (int r = 0; r < 4; ++r) sum[j][r] += part[r];
     }
 }
+
+// The steps of a sum through a ring of STAGES parts of shared memory: fetch(stage) begins the next step's copies,
+// STAGES - 1 steps ahead of multiply(stage), which finds them there.
+template <int STAGES, class Count, class Fetch, class Multiply>
+__device__ inline void pipelined(Count steps, Fetch fetch, Multiply multiply) {
+#pragma unroll
+    for (int stage = 0; stage < STAGES - 1; ++stage) {
+        if (stage < steps) fetch(stage);
+        commit_copies();
+    }
+    int stage = 0;
+    for (Count step = 0; step < steps; ++step) {
+        wait_copies<STAGES - 2>();
+        __syncthreads();
+        if (step + STAGES - 1 < steps) fetch(stage == 0 ? STAGES - 1 : stage - 1);  // the one that all have read
+        commit_copies();
+        multiply(stage);
+        stage = stage + 1 == STAGES ? 0 : stage + 1;
+    }
+    wait_copies<0>();
+    __syncthreads();
+}
+
+// A warp's sums from its fragments to rows of PITCH floats in shared memory.
+template <int PITCH, int TM, int TN>
+__device__ inline void spread(float* sums, const float (&sum)[TM][TN][4], int row0, int column0) {
+    const int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int i = 0; i < TM; ++i)
+#pragma unroll
+        for (int j = 0; j < TN; ++j)
+#pragma unroll
+            for (int r = 0; r < 4; r += 2) {
+                const int row = row0 + 16 * i + lane / 4 + 4 * r, column = column0 + 8 * j + lane % 4 * 2;
+                store(sums + row * PITCH + column, Pack<float, 2>{sum[i][j][r], sum[i][j][r + 1]});
+            }
+}

@@ -33,6 +33,7 @@ from fastconv.kernels.numba_cpu.simd import (
     NV,
     ROWS,
     VECTOR_BYTES,
+    add_from,
     add_sums,
     add_to_rows,
     dot,
@@ -40,6 +41,7 @@ from fastconv.kernels.numba_cpu.simd import (
     move,
     move_every,
     outer,
+    prefetch,
     put,
     relu,
     width,
@@ -55,6 +57,8 @@ DOT_PIXELS = 1024  # of one panel; long enough that the sums over lanes cost lit
 OUTER_M = 64 * ROWS  # output channels of one task of wgrad_outer
 OUTER_PIXELS = 128  # of one panel, which has SLACK more for what is written beyond its last pixel
 SLACK = 16
+FEW_BLOCKS = 3  # of output channels that read pixels where they lie: packing would cost as much as it saves
+OUTER_RUN = 32 * OUTER_PIXELS  # pixels that are summed before their sum is added: one long sum would be inexact
 
 
 class Geometry(NamedTuple):
@@ -110,7 +114,11 @@ def _copy_row(X, S, source, step, target, low, high, count):
 
     def vectors(X, S, source, step, target, low, high, count):
         if step == 1:
-            for j in range(0, count, width(S)):
+            whole = count // width(S) * width(S) if low == 0 and high >= count else 0
+            for j in range(0, whole, width(S)):
+                at = j * size(S)
+                put(get(S, 1, 1, source + at, 0), 1, 1, target + at, 0)
+            for j in range(whole, count, width(S)):
                 at = j * size(S)
                 move(S, source + at, target + at, low - j, high - j, count - j)
         elif step == 2:
@@ -147,8 +155,20 @@ def stretch(taps, t, o0, o1, o2, count):
 
 
 @njit(nogil=True)
+def clear_tail(S, panel, rows, count, row_bytes):
+    """Zero what the rows of a panel hold beyond their `count` pixels, up to a whole vector.
+
+    No result needs these lanes, but whatever lies there is multiplied, and denormals take a hundred times as long.
+    """
+    stop = (count + width(S) - 1) // width(S) * width(S)
+    for r in range(rows):
+        for j in range(count, stop):
+            store(S, panel + r * row_bytes, j, 0)
+
+
+@njit(nogil=True)
 def pack(X, S, g, taps, x, first, last, r0, r1, panel, row_bytes):
-    """panel[r - r0, :] = the source pixels that outputs [first, last) meet for row r = c * T + t."""
+    """panel[r - r0, :] = the source pixels that outputs [first, last) meet for row r = c * T + t; 0 beyond."""
     T = taps.shape[0]
     p = first
     while p < last:
@@ -162,41 +182,108 @@ def pack(X, S, g, taps, x, first, last, r0, r1, panel, row_bytes):
                 target = panel + (c * T + t - r0) * row_bytes + (p - first) * size(S)
                 copy_row(X, S, x + (offset + c * g.xc) * size(X), g.step2 * g.x2, target, low, high, count)
         p += count
+    clear_tail(S, panel, r1 - r0, last - first, row_bytes)
 
 
 # ---------------------------------------------------------------- fprop and dgrad
 
 
 @njit(nogil=True)
-def multiply(S, nv, fresh, last, code, K, a, a_step, a_row, b, b_row, c, c_row, bias):
-    """One tile of `nv` vectors: c (+)= a @ b over K rows; with `last`, bias and ReLU while it is in registers."""
+def fetch(a, a_row):
+    """Ask for a line of each of ROWS rows."""
+    for i in range(ROWS):
+        prefetch(a + i * a_row)
+
+
+@njit(nogil=True)
+def multiply(S, nv, fresh, last, code, K, a, a_step, a_row, a_next, b, b_row, c, c_row, bias, out, out_row):
+    """One tile of `nv` vectors: out = (c +) a @ b over K rows; with `last`, bias and ReLU while it is in registers.
+
+    The K products are added up first: many calls round off less than one sum of them all. The lines of `a_next`,
+    as many as those of ROWS rows of a, are fetched meanwhile.
+    """
+    lanes = width(S)
     if nv == 1:
-        tile1 = zeros(S, ROWS, 1) if fresh else get(S, ROWS, 1, c, c_row)
-        for k in range(K):
-            tile1 = outer(tile1, ROWS, 1, a + k * a_step, a_row, b + k * b_row)
+        tile1 = zeros(S, ROWS, 1)
+        for k0 in range(0, K, lanes):
+            fetch(a_next + k0 * size(S), a_row)
+            for k in range(k0, min(K, k0 + lanes)):
+                tile1 = outer(tile1, ROWS, 1, a + k * a_step, a_row, b + k * b_row)
+        if not fresh:
+            tile1 = add_from(tile1, ROWS, 1, c, c_row)
         if last:
             tile1 = add_to_rows(tile1, ROWS, 1, bias)
             if code == 1:
                 tile1 = relu(tile1, ROWS, 1)
-        put(tile1, ROWS, 1, c, c_row)
+        put(tile1, ROWS, 1, out, out_row)
     elif nv == 2 or NV == 2:
-        tile2 = zeros(S, ROWS, 2) if fresh else get(S, ROWS, 2, c, c_row)
-        for k in range(K):
-            tile2 = outer(tile2, ROWS, 2, a + k * a_step, a_row, b + k * b_row)
+        tile2 = zeros(S, ROWS, 2)
+        for k0 in range(0, K, lanes):
+            fetch(a_next + k0 * size(S), a_row)
+            for k in range(k0, min(K, k0 + lanes)):
+                tile2 = outer(tile2, ROWS, 2, a + k * a_step, a_row, b + k * b_row)
+        if not fresh:
+            tile2 = add_from(tile2, ROWS, 2, c, c_row)
         if last:
             tile2 = add_to_rows(tile2, ROWS, 2, bias)
             if code == 1:
                 tile2 = relu(tile2, ROWS, 2)
-        put(tile2, ROWS, 2, c, c_row)
+        put(tile2, ROWS, 2, out, out_row)
     else:
-        tile3 = zeros(S, ROWS, 3) if fresh else get(S, ROWS, 3, c, c_row)
-        for k in range(K):
-            tile3 = outer(tile3, ROWS, 3, a + k * a_step, a_row, b + k * b_row)
+        tile3 = zeros(S, ROWS, 3)
+        for k0 in range(0, K, lanes):
+            fetch(a_next + k0 * size(S), a_row)
+            for k in range(k0, min(K, k0 + lanes)):
+                tile3 = outer(tile3, ROWS, 3, a + k * a_step, a_row, b + k * b_row)
+        if not fresh:
+            tile3 = add_from(tile3, ROWS, 3, c, c_row)
         if last:
             tile3 = add_to_rows(tile3, ROWS, 3, bias)
             if code == 1:
                 tile3 = relu(tile3, ROWS, 3)
-        put(tile3, ROWS, 3, c, c_row)
+        put(tile3, ROWS, 3, out, out_row)
+
+
+def unpacked(X, S, g, taps, blocks, nv, first, last):
+    """Where in x the pixels [first, last) begin, if few blocks read them and they lie there as in a panel; else -1."""
+    raise NotImplementedError("only inside kernels")
+
+
+@overload(unpacked)
+def _unpacked(X, S, g, taps, blocks, nv, first, last):
+    if X.stored != S.stored:
+        return lambda X, S, g, taps, blocks, nv, first, last: -1
+
+    def whole(X, S, g, taps, blocks, nv, first, last):
+        count = nv * width(S)
+        if blocks > FEW_BLOCKS or taps.shape[0] > 1 or g.step2 * g.x2 != 1 or last - first < count:
+            return -1
+        n, o0, o1, o2 = locate(g, first)
+        if o2 + count > g.P2 or stretch(taps, 0, o0, o1, o2, count) != (0, count):
+            return -1
+        pixel = n * g.xn + (o0 * g.step0 + taps[0, 0]) * g.x0 + (o1 * g.step1 + taps[0, 1]) * g.x1
+        return pixel + o2 + taps[0, 2]
+
+    return whole
+
+
+def straight(S, Y, g, code, rows, nv, first, last):
+    """Where in y the pixels [first, last) begin, if a tile can be stored there as it is; else -1."""
+    raise NotImplementedError("only inside kernels")
+
+
+@overload(straight)
+def _straight(S, Y, g, code, rows, nv, first, last):
+    if S.stored != Y.stored:
+        return lambda S, Y, g, code, rows, nv, first, last: -1
+
+    def whole(S, Y, g, code, rows, nv, first, last):
+        if code > 1 or rows < ROWS or g.y2 != 1 or last - first < nv * width(S):
+            return -1
+        n, o0, o1, o2 = locate(g, first)
+        return n * g.yn + o0 * g.y0 + o1 * g.y1 + o2 if o2 + last - first <= g.P2 else -1
+
+    return whole
 
 
 @njit(nogil=True)
@@ -230,9 +317,13 @@ def _scatter_row(S, Y, source, target, step, count):
 
     def vectors(S, Y, source, target, step, count):
         if step == 1:
-            for j in range(0, count, width(S)):
+            whole = count // width(S) * width(S)
+            for j in range(0, whole, width(S)):
                 at = j * size(S)
-                move(S, source + at, target + at, 0, count - j, count - j)
+                put(get(S, 1, 1, source + at, 0), 1, 1, target + at, 0)
+            if whole < count:
+                at = whole * size(S)
+                move(S, source + at, target + at, 0, count - whole, count - whole)
         else:
             for j in range(count):
                 store(Y, target, j * step, load(S, source, j))
@@ -278,8 +369,10 @@ def gather(
             r1 = min(K, r0 + BLOCK)
             for q in range(q0, q1):
                 first, last = panel_start(S, pixels, q, panels), panel_start(S, pixels, q + 1, panels)
-                row_bytes = (last - first + width(S) - 1) // width(S) * VECTOR_BYTES
-                pack(X, S, g, taps, source, first, last, r0, r1, unfolded + (q - q0) * panel_bytes, row_bytes)
+                nv = (last - first + width(S) - 1) // width(S)
+                if unpacked(X, S, g, taps, b1 - b0, nv, first, last) < 0:
+                    panel = unfolded + (q - q0) * panel_bytes
+                    pack(X, S, g, taps, source, first, last, r0, r1, panel, nv * VECTOR_BYTES)
             for b in range(b0, b1):
                 weights = a + group * a_group + b * a_block + r0 * a_step
                 biases = bias + (group * blocks + b) * ROWS * size(S)
@@ -290,12 +383,19 @@ def gather(
                     row_bytes = nv * VECTOR_BYTES
                     # With one block of rows the sums leave at once, and one tile's place serves all.
                     c = sums + ((b - b0) * BUNDLE + q - q0) * tile_bytes if K > BLOCK else sums
+                    rows = min(ROWS, g.M - b * ROWS)
+                    place = straight(S, Y, g, code, rows, nv, first, last) if r1 == K else -1
+                    panel, panel_row = unfolded + (q - q0) * panel_bytes, row_bytes
+                    pixel = unpacked(X, S, g, taps, b1 - b0, nv, first, last)
+                    if pixel >= 0:
+                        panel, panel_row = source + (pixel + r0 * g.xc) * size(X), g.xc * size(X)
+                    out, out_row = (c, row_bytes) if place < 0 else (target + place * size(Y), g.ym * size(Y))
                     multiply(
-                        S, nv, r0 == 0, r1 == K, code, r1 - r0, weights, a_step, a_row,
-                        unfolded + (q - q0) * panel_bytes, row_bytes, c, row_bytes, biases,
+                        S, nv, r0 == 0, r1 == K, code, r1 - r0, weights, a_step, a_row, weights + a_block,
+                        panel, panel_row, c, row_bytes, biases, out, out_row,
                     )  # fmt: skip
-                    if r1 == K:
-                        deliver(S, Y, g, code, c, row_bytes, min(ROWS, g.M - b * ROWS), target, first, last)
+                    if r1 == K and place < 0:
+                        deliver(S, Y, g, code, c, row_bytes, rows, target, first, last)
 
 
 @njit(parallel=True, nogil=True)
@@ -327,7 +427,7 @@ def pack_weights(W, S, w, G, M, C, T, chunk, wg, wm, wc, wt, a):
 
 @njit(nogil=True)
 def pack_rows(Y, S, g, y, first, last, m0, m1, panel, row_bytes):
-    """panel[m - m0, :] = dy[m] at the outputs [first, last)."""
+    """panel[m - m0, :] = dy[m] at the outputs [first, last); 0 to whole vectors."""
     p = first
     while p < last:
         n, o0, o1, o2 = locate(g, p)
@@ -338,12 +438,26 @@ def pack_rows(Y, S, g, y, first, last, m0, m1, panel, row_bytes):
             copy_row(Y, S, y + (pixel + m * g.ym) * size(Y), g.y2, target, 0, count, count)
             target += row_bytes
         p += count
+    clear_tail(S, panel, m1 - m0, last - first, row_bytes)
 
 
 @njit(nogil=True)
 def clear(S, address, count):
     for j in range(count):
         store(S, address, j, 0)
+
+
+@njit(nogil=True)
+def add(S, sums, terms, count):
+    for j in range(count):
+        store(S, sums, j, load(S, sums, j) + load(S, terms, j))
+
+
+@njit(nogil=True)
+def clear_rows(S, panel, rows, unit, row_bytes):
+    """Zero the rows beyond `rows` that complete a tile of `unit`, as `clear_tail` does lanes."""
+    stop = (rows + unit - 1) // unit * unit
+    clear(S, panel + rows * row_bytes, (stop - rows) * row_bytes // size(S))
 
 
 @njit(nogil=True)
@@ -384,15 +498,13 @@ def wgrad_dot(X, Y, S, W, g, taps, x, y, w, wg, wm, wc, wt, m_tasks, k_tasks, wo
         unfolded = grads + DOT_M * row_bytes
         sums = unfolded + DOT_K * row_bytes
         clear(S, sums, DOT_M * DOT_K)
+        clear_rows(S, grads, m1 - m0, DOT_ROWS, row_bytes)
+        clear_rows(S, unfolded, r1 - r0, DOT_COLS, row_bytes)
         for first in range(0, pixels, DOT_PIXELS):
             last = min(pixels, first + DOT_PIXELS)
             pack_rows(Y, S, g, y + group * g.M * g.ym * size(Y), first, last, m0, m1, grads, row_bytes)
             pack(X, S, g, taps, x + group * g.C * g.xc * size(X), first, last, r0, r1, unfolded, row_bytes)
-            if last - first < DOT_PIXELS:
-                clear_tail(S, grads, m1 - m0, last - first, row_bytes)
-                clear_tail(S, unfolded, r1 - r0, last - first, row_bytes)
             steps = (last - first + width(S) - 1) // width(S)
-            # Rows beyond the task's hold anything: their sums are never stored.
             for i in range(0, m1 - m0, DOT_ROWS):
                 for j in range(0, r1 - r0, DOT_COLS):
                     tile = zeros(S, DOT_ROWS, DOT_COLS)
@@ -427,18 +539,26 @@ def wgrad_outer(X, Y, S, W, g, taps, x, y, w, wg, wm, wc, wt, m_tasks, k_tasks, 
         grads = work + get_thread_id() * work_bytes
         unfolded = grads + OUTER_M * grad_bytes
         sums = unfolded + (OUTER_PIXELS + SLACK) * row_bytes
+        run = sums + OUTER_M * row_bytes
+        count = (m1 - m0) * nv * width(S)
+        clear(S, sums, count)
+        clear_rows(S, grads, m1 - m0, ROWS, grad_bytes)
+        clear_tail(S, unfolded, OUTER_PIXELS, r1 - r0, row_bytes)
         for first in range(0, pixels, OUTER_PIXELS):
             last = min(pixels, first + OUTER_PIXELS)
             pack_rows(Y, S, g, y + group * g.M * g.ym * size(Y), first, last, m0, m1, grads, grad_bytes)
             pack_columns(X, S, g, taps, x + group * g.C * g.xc * size(X), first, last, r0, r1, unfolded)
             for i in range(0, m1 - m0, ROWS):
+                a, c = grads + i * grad_bytes, run + i * nv * VECTOR_BYTES
                 multiply(
-                    S, nv, first == 0, False, 0, last - first, grads + i * grad_bytes, size(S), grad_bytes,
-                    unfolded, row_bytes, sums + i * row_bytes, row_bytes, 0,
+                    S, nv, first % OUTER_RUN == 0, False, 0, last - first, a, size(S), grad_bytes, a,
+                    unfolded, row_bytes, c, nv * VECTOR_BYTES, 0, c, nv * VECTOR_BYTES,
                 )  # fmt: skip
+            if last % OUTER_RUN == 0 or last == pixels:
+                add(S, sums, run, count)
         for i in range(m1 - m0):
             row = w + (group * wg + (m0 + i) * wm) * size(W)
-            put_row(S, W, sums + i * row_bytes, row, wc, wt, r0, r1)
+            put_row(S, W, sums + i * nv * VECTOR_BYTES, row, wc, wt, r0, r1)
 
 
 def turn_rows(X, S, source, row, rows, low, high, count, target):
@@ -491,12 +611,3 @@ def pack_columns(X, S, g, taps, x, first, last, r0, r1, panel):
                 for j in range(high, count):
                     store(S, target, j * lanes, 0)
         p += count
-
-
-@njit(nogil=True)
-def clear_tail(S, panel, rows, count, row_bytes):
-    """Zero what the last panel's rows hold beyond their `count` pixels, up to a whole vector."""
-    stop = (count + width(S) - 1) // width(S) * width(S)
-    for r in range(rows):
-        for j in range(count, stop):
-            store(S, panel + r * row_bytes, j, 0)

@@ -2,33 +2,38 @@
 
 y[n, c, p] = fold over the taps t of x[n, c, p * stride - pad + t * dilation]
 
-A block of a plane is copied into scratch split by phases of the stride: the padded cell s * j + f along an
-axis lies at place j of phase f. There every tap is a constant offset,
-
-    phase = t * dilation % stride,   place = p + t * dilation // stride
-
-and one flat loop over all outputs p of the block, whatever its rows are, folds a tap with unit stride for
-any stride, dilation and rank. What the loop computes between the rows is never looked at.
+A vector holds adjacent outputs of one row. The rows that a window meets are folded first, in registers and as
+they lie in memory; then the taps along W are shifts of what that gives, of which stride 2 takes the even or odd
+places. Only vectors that reach over the edge of a row are masked. An index needs its taps in row-major order:
+there each row is taken apart before it is compared.
 
 A task is a run of blocks, (plane, `rows` rows of outputs along A). Geometry `g`: sizes, outs, strides,
-dilations, low pads, ksizes, and places per phase, of A, B, W each. `taps` holds the offset of each tap in
-scratch, `shifts` (an address) that in the flat extent. Every window has a cell. Workspace per thread: the
-phases, and the outputs with their taps.
+dilations, low pads and ksizes of A, B, W each; `tables` of A and B, per output index: the first cell that its
+window meets, how many, and the tap of the first. `shifts` holds the offset of each tap in the flat
+extent. Every window has a cell. Workspace per thread: the rows of x that a block meets where they are not as
+they are computed in, and some rows of outputs.
 """
 
 import numpy as np
 from numba import get_thread_id, njit, prange
+from numba.extending import overload
 
-from fastconv.kernels.numba_cpu.memory import STORAGE, load, size, store, zero
+from fastconv.kernels.numba_cpu.memory import STORAGE, load, size, store
 from fastconv.kernels.numba_cpu.pool import MAX, SUM, fill, lowest, number
 from fastconv.kernels.numba_cpu.pool_vectors import (
-    copy,
+    between,
+    evens,
+    give_lanes,
     join,
     keep,
     newer,
+    nothing,
+    odds,
+    over,
+    plus,
     same,
     splat,
-    unzip,
+    times,
     whole,
 )
 from fastconv.kernels.numba_cpu.simd import width
@@ -36,262 +41,311 @@ from fastconv.kernels.numba_cpu.simd import width
 INDEX = STORAGE["int64"]
 
 
-@njit(nogil=True)
+@njit(nogil=True, error_model="numpy")
 def room(S, count):
     """Bytes of scratch for `count` elements, which loops may overrun by two vectors."""
     return (count * size(S) + 255) // 64 * 64
 
 
-@njit(nogil=True)
+@njit(nogil=True, error_model="numpy")
 def row_of(g, i):
-    return g[i, 0], g[i, 1], g[i, 2], g[i, 3]
+    return g[i, 0], g[i, 1], g[i, 2]
 
 
-@njit(nogil=True)
+@njit(nogil=True, error_model="numpy")
 def geometry(g):
     """The rows of the array g as tuples."""
-    return row_of(g, 0), row_of(g, 1), row_of(g, 2), row_of(g, 3), row_of(g, 4), row_of(g, 5), row_of(g, 6)
+    return row_of(g, 0), row_of(g, 1), row_of(g, 2), row_of(g, 3), row_of(g, 4), row_of(g, 5)
 
 
-# ---------------------------------------------------------------- rows in and out of phases
+@njit(nogil=True, error_model="numpy")
+def met(g, low, high):
+    """The rows of x along A that outputs [low, high) meet."""
+    first = low * g[2][0] - g[4][0]
+    last = (high - 1) * g[2][0] - g[4][0] + (g[5][0] - 1) * g[3][0] + 1
+    return max(first, 0), min(last, g[0][0])
 
 
-@njit(nogil=True)
-def span(phase, pad, stride, n, places):
-    """(first cell of a phase, its place, how many cells of the phase there are)."""
-    first = (phase - pad) % stride
-    place = (first + pad) // stride
-    return first, place, max(0, min((n - first + stride - 1) // stride, places - place))
+@njit(nogil=True, error_model="numpy")
+def bring(X, S, g, x, base, first, last, scratch):
+    """(address of row 0, bytes between rows along A and B) of rows [first, last): those of x, or copies."""
+    if same(X, S) and x[5] == 1:
+        return x[0] + base * size(S), x[3] * size(S), x[4] * size(S)
+    row, target = g[0][2] * size(S), scratch
+    for a in range(first, last):
+        for b in range(g[0][1]):
+            at = base + a * x[3] + b * x[4]
+            for w in range(g[0][2]):
+                store(S, target, w, load(X, x[0], at + w * x[5]))
+            target += row
+    return scratch - first * g[0][1] * row, g[0][1] * row, row
 
 
-@njit(nogil=True, forceinline=True)
-def straight(X, S, x, at, step, n, line):
-    """The address of n adjacent elements in the type computed in: those of x, or copies on the scratch `line`."""
-    if same(X, S) and step == 1:
-        return x + at * size(S)
-    for i in range(n):
-        store(S, line, i, load(X, x, at + i * step))
-    return line
+@njit(nogil=True, error_model="numpy", forceinline=True)
+def list_rows(ksizes, steps, plane, table_a, a, table_b, b, rows):
+    """Write the addresses of the rows of x that output row (a, b) meets, and the number of the first tap of each.
+
+    Gives how many rows they are, and the highest of their addresses.
+    """
+    corner = plane[0] + table_a[a, 0] * plane[1] + table_b[b, 0] * plane[2]
+    count, highest = 0, np.int64(0)
+    for i in range(table_a[a, 1]):
+        for j in range(table_b[b, 1]):
+            row = corner + i * steps[0] * plane[1] + j * steps[1] * plane[2]
+            highest = max(highest, row)
+            store(INDEX, rows, 2 * count, row)
+            tap = ((table_a[a, 2] + i) * ksizes[1] + table_b[b, 2] + j) * ksizes[2]
+            store(INDEX, rows, 2 * count + 1, tap)
+            count += 1
+    return count, highest
 
 
-@njit(nogil=True, forceinline=True)
-def split_row(X, S, x, at, step, n, pad, lead, stride, extent, places, row, plane, line):
-    """A row of x to its phases: the row of the first at address `row`, `plane` bytes between phases."""
-    if stride <= 2:
-        n = min(n, places * stride - pad)
-        source = straight(X, S, x, at, step, n, line)
-        target = row + lead * size(S)
-        if stride == 1:
-            copy(S, source, n, target)
-        elif pad == 2 * lead:
-            unzip(S, source, n, target, target + plane)
-        elif n > 0:  # the first cell is of the second phase
-            store(S, target + plane, 0, load(S, source, 0))
-            unzip(S, source + size(S), n - 1, target + size(S), target + plane + size(S))
-        return
-    for phase in range(min(stride, extent)):
-        first, place, count = span(phase, pad, stride, n, places)
-        target, source, by = row + phase * plane + place * size(S), at + first * step, stride * step
+@njit(nogil=True, error_model="numpy")
+def end_of(S, sizes, plane):
+    """The address past the last cell of a plane."""
+    return plane[0] + max(0, (sizes[0] - 1) * plane[1]) + max(0, (sizes[1] - 1) * plane[2]) + sizes[2] * size(S)
+
+
+@njit(nogil=True, error_model="numpy", forceinline=True)
+def seen(S, first, count, g, highest, end):
+    """How many cells of a row a vector of outputs may read, of which `count` are used and the first begins at `first`.
+
+    Where no window in use passes the row's end, all up to the plane's end: what else is read goes to no output.
+    """
+    n = g[0][2]
+    last = first + (min(count, width(S)) - 1) * g[2][2] + (g[5][2] - 1) * g[3][2]
+    return (end - highest) // size(S) if last < n else n
+
+
+# ---------------------------------------------------------------- cells of a row
+
+
+@njit(nogil=True, error_model="numpy", forceinline=True)
+def cells(S, stride, row, at, n, beyond, line):
+    """The cells at, at + stride, ... of a row of n, and `beyond` outside; `line` is scratch for strides above 2."""
+    lanes, step = width(S), width(S) * size(S)
+    start = row + at * size(S)
+    if stride == 1:
+        return between(S, start, -at, n - at, beyond)
+    if stride == 2:
+        return evens(
+            between(S, start, -at, n - at, beyond), between(S, start + step, -at - lanes, n - at - lanes, beyond)
+        )
+    keep(beyond, line)
+    for i in range(max(0, -(at // stride)), min(lanes, -((at - n) // stride))):
+        store(S, line, i, load(S, row, at + i * stride))
+    return whole(S, line)
+
+
+@njit(nogil=True, error_model="numpy", forceinline=True)
+def column(kind, S, stride, at, n, rows, count, line):
+    """`cells`, folded over the rows of a window."""
+    total = beyond = nothing(kind, S)
+    if stride == 1 and at >= 0 and at + width(S) <= n:
+        if count == 3:  # unrolled
+            for i in range(3):
+                total = join(kind, total, whole(S, load(INDEX, rows, 2 * i) + at * size(S)))
+            return total
         for i in range(count):
-            store(S, target, i, load(X, x, source + i * by))
+            total = join(kind, total, whole(S, load(INDEX, rows, 2 * i) + at * size(S)))
+    else:
+        for i in range(count):
+            total = join(kind, total, cells(S, stride, load(INDEX, rows, 2 * i), at, n, beyond, line))
+    return total
 
 
-@njit(nogil=True)
-def split_block(X, S, pads, g, x, base, low, count, rows, phases, line):
-    """`count` places along A from `low` on to scratch; `pads` is what lies outside, filled in before along B and W."""
-    sizes, strides, dilations, lows, ksizes, places = g[0], g[2], g[3], g[4], g[5], g[6]
-    plane = rows * places[1] * places[2] * size(S)
-    extent = dilations[2] * (ksizes[2] - 1) + 1
-    lead = lows[2] // strides[2]
-    for phase_a in range(min(strides[0], dilations[0] * (ksizes[0] - 1) + 1)):
-        for phase_b in range(strides[1]):
-            phase = phases + (phase_a * strides[1] + phase_b) * strides[2] * plane
-            for place_a in range(count):
-                a = (low + place_a) * strides[0] + phase_a - lows[0]
-                for place_b in range(places[1]):
-                    b = place_b * strides[1] + phase_b - lows[1]
-                    row = phase + (place_a * places[1] + place_b) * places[2] * size(S)
-                    if a < 0 or a >= sizes[0]:
-                        for f in range(strides[2]):
-                            fill(S, row + f * plane, places[2], pads)
-                    elif 0 <= b < sizes[1]:
-                        at, n = base + a * x[3] + b * x[4], sizes[2]
-                        split_row(
-                            X, S, x[0], at, x[5], n, lows[2], lead, strides[2], extent, places[2], row, plane, line
-                        )
+@njit(nogil=True, error_model="numpy", forceinline=True)
+def columns(kind, S, at, n, rows, count):
+    """Two vectors that lie side by side, folded over the rows of a window."""
+    lanes, step = width(S), width(S) * size(S)
+    total0 = total1 = beyond = nothing(kind, S)
+    if at >= 0 and at + 2 * lanes <= n:
+        if count == 2 or count == 3:  # unrolled
+            for i in range(2):
+                cell = load(INDEX, rows, 2 * i) + at * size(S)
+                total0, total1 = join(kind, total0, whole(S, cell)), join(kind, total1, whole(S, cell + step))
+            if count == 3:
+                cell = load(INDEX, rows, 4) + at * size(S)
+                total0, total1 = join(kind, total0, whole(S, cell)), join(kind, total1, whole(S, cell + step))
+            return total0, total1
+        for i in range(count):
+            cell = load(INDEX, rows, 2 * i) + at * size(S)
+            total0, total1 = join(kind, total0, whole(S, cell)), join(kind, total1, whole(S, cell + step))
+    else:
+        for i in range(count):
+            cell = load(INDEX, rows, 2 * i) + at * size(S)
+            total0 = join(kind, total0, between(S, cell, -at, n - at, beyond))
+            total1 = join(kind, total1, between(S, cell + step, -at - lanes, n - at - lanes, beyond))
+    return total0, total1
 
 
-# ---------------------------------------------------------------- one tap, or a few, of all outputs
+@njit(nogil=True, error_model="numpy", forceinline=True)
+def fold_at(kind, S, first, n, stride, dilation, ksize, rows, count, line):
+    """A vector of outputs, whose first window begins at the cell `first`."""
+    total = nothing(kind, S)
+    if stride == 2 and dilation == 1:  # two taps share what they load
+        for t in range(0, ksize, 2):
+            a, b = columns(kind, S, first + t, n, rows, count)
+            total = join(kind, total, evens(a, b))
+            if t + 1 < ksize:
+                total = join(kind, total, odds(a, b))
+    else:
+        for t in range(ksize):
+            total = join(kind, total, column(kind, S, stride, first + t * dilation, n, rows, count, line))
+    return total
 
 
-@njit(nogil=True)
-def fold_taps(kind, S, phases, taps, total, count):
-    """total = the fold of all taps, two vectors of outputs at a time."""
-    step = width(S) * size(S)
-    for at in range(0, count * size(S), 2 * step):
-        cells = phases + taps[0] * size(S) + at
-        total0, total1 = whole(S, cells), whole(S, cells + step)
-        for t in range(1, len(taps)):
-            cells = phases + taps[t] * size(S) + at
-            total0, total1 = join(kind, total0, whole(S, cells)), join(kind, total1, whole(S, cells + step))
-        keep(total0, total + at)
-        keep(total1, total + at + step)
+@njit(nogil=True, error_model="numpy", forceinline=True)
+def meet(S, value, mine, best, tap):
+    """(best, tap) once `value`, of tap `mine`, has been compared."""
+    return newer(value, best, value, best), newer(value, best, splat(S, number(S, mine)), tap)
 
 
-@njit(nogil=True)
-def find_taps(S, phases, taps, best, tap, count):
-    """The maximum over all taps and the number of the tap that has it; `tap` holds each window's first tap."""
-    step = width(S) * size(S)
-    low = splat(S, lowest(S))
-    for at in range(0, count * size(S), 2 * step):
-        best0, best1, tap0, tap1 = low, low, whole(S, tap + at), whole(S, tap + at + step)
-        for t in range(len(taps)):
-            cells, mine = phases + taps[t] * size(S) + at, splat(S, number(S, t))
-            value0, value1 = whole(S, cells), whole(S, cells + step)
-            tap0, tap1 = newer(value0, best0, mine, tap0), newer(value1, best1, mine, tap1)
-            best0, best1 = newer(value0, best0, value0, best0), newer(value1, best1, value1, best1)
-        keep(best0, best + at)
-        keep(best1, best + at + step)
-        keep(tap0, tap + at)
-        keep(tap1, tap + at + step)
+@njit(nogil=True, error_model="numpy", forceinline=True)
+def find_at(S, first, n, stride, dilation, ksize, rows, count, skips, line):
+    """(the maxima of a vector of outputs, the numbers of their taps).
+
+    `skips` is what comes to the first tap of the first row where taps fall before x.
+    """
+    best = beyond = splat(S, lowest(S))
+    tap = plus(splat(S, number(S, load(INDEX, rows, 1))), skips)
+    for i in range(count):
+        row, mine = load(INDEX, rows, 2 * i), load(INDEX, rows, 2 * i + 1)
+        if stride == 2 and dilation == 1:
+            for t in range(0, ksize, 2):
+                a = cells(S, 1, row, first + t, n, beyond, line)
+                b = cells(S, 1, row, first + t + width(S), n, beyond, line)
+                best, tap = meet(S, evens(a, b), mine + t, best, tap)
+                if t + 1 < ksize:
+                    best, tap = meet(S, odds(a, b), mine + t + 1, best, tap)
+        else:
+            for t in range(ksize):
+                value = cells(S, stride, row, first + t * dilation, n, beyond, line)
+                best, tap = meet(S, value, mine + t, best, tap)
+    return best, tap
 
 
-@njit(nogil=True)
-def skipped(p, axis, g):
-    """How many taps of the window of output p fall before the input along an axis."""
-    before = g[4][axis] - p * g[2][axis]
-    return 0 if before <= 0 else -(-before // g[3][axis])
-
-
-@njit(nogil=True)
-def first_taps(S, g, low, high, tap):
-    """The number of the first tap inside the input, of every output."""
-    outs, strides, lows, ksizes, places = g[1], g[2], g[4], g[5], g[6]
-    for a in range(low, high):
-        for b in range(outs[1]):
-            row = tap + ((a - low) * places[1] + b) * places[2] * size(S)
-            lead = (skipped(a, 0, g) * ksizes[1] + skipped(b, 1, g)) * ksizes[2]
-            fill(S, row, outs[2], number(S, lead))
-            for w in range(min(outs[2], -(-lows[2] // strides[2]))):
-                store(S, row, w, number(S, lead + skipped(w, 2, g)))
-
-
-@njit(nogil=True)
-def flat_count(g, rows):
-    """Outputs of `rows` rows along A in the flat loop, to the last one."""
-    outs, places = g[1], g[6]
-    return ((rows - 1) * places[1] + outs[1] - 1) * places[2] + outs[2]
+@njit(nogil=True, error_model="numpy")
+def skip_taps(S, g, skips):
+    """How many taps of each output of a row fall before x."""
+    strides, dilations, lows = g[2], g[3], g[4]
+    for w in range(g[1][2]):
+        store(S, skips, w, number(S, max(0, -((w * strides[2] - lows[2]) // dilations[2]))))
 
 
 # ---------------------------------------------------------------- forward
 
 
-@njit(nogil=True, error_model="numpy")
-def write_values(S, Y, g, total, y, base, low, high):
-    outs, places = g[1], g[6]
-    for a in range(low, high):
-        for b in range(outs[1]):
-            row = total + ((a - low) * places[1] + b) * places[2] * size(S)
-            at = base + a * y[3] + b * y[4]
-            if same(Y, S) and y[5] == 1:
-                copy(S, row, outs[2], y[0] + at * size(S))
-            else:
-                for w in range(outs[2]):
-                    store(Y, y[0], at + w * y[5], load(S, row, w))
+def settle(kind, S, total, by, along_w):
+    """What becomes of a fold: a sum is divided by its divisors along A and B, and along W."""
+    raise NotImplementedError("only inside kernels")
+
+
+@overload(settle)
+def _settle(kind, S, total, by, along_w):
+    if kind.kind == "max":
+        return lambda kind, S, total, by, along_w: total
+    return lambda kind, S, total, by, along_w: over(total, times(splat(S, number(S, by)), whole(S, along_w)))
+
+
+@njit(nogil=True, error_model="numpy", forceinline=True)
+def put(S, Y, value, y, at, stride, low, high, line):
+    """The lanes [low, high) of a vector, its first at element `at` of y and the others `stride` apart."""
+    if same(Y, S) and stride == 1:
+        give_lanes(value, y + at * size(S), low, high)
+        return
+    keep(value, line)
+    for i in range(max(low, 0), min(high, width(S))):
+        store(Y, y, at + i * stride, load(S, line, i))
 
 
 @njit(nogil=True, error_model="numpy")
-def divide_rows(S, g, total, low, high, divisors):
-    """Divide each output by its divisor, da[a] * db[b] * dw[w]."""
-    outs, places = g[1], g[6]
-    for a in range(low, high):
-        for b in range(outs[1]):
-            row = total + ((a - low) * places[1] + b) * places[2] * size(S)
-            by, along_w = divisors[0][a] * divisors[1][b], divisors[2]
-            for w in range(outs[2]):
-                store(S, row, w, load(S, row, w) / number(S, by * along_w[w]))
-
-
-@njit(nogil=True)
-def write_indices(S, g, tap, shifts, y, base, low, high):
-    """The flat offset of each output's tap: that of the window's start, which may lie outside, and `shifts[tap]`."""
-    sizes, outs, strides, lows, places = g[0], g[1], g[2], g[4], g[6]
-    for a in range(low, high):
-        for b in range(outs[1]):
-            row = tap + ((a - low) * places[1] + b) * places[2] * size(S)
-            at = base + a * y[3] + b * y[4]
-            start = (a * strides[0] - lows[0]) * sizes[1] + b * strides[1] - lows[1]
-            start = start * sizes[2] - lows[2]
-            for w in range(outs[2]):
-                shift = load(INDEX, shifts, np.int64(load(S, row, w)))
-                store(INDEX, y[0], at + w * y[5], start + w * strides[2] + shift)
-
-
-@njit(nogil=True)
-def outputs_of(unit, blocks, rows, outs, C):
+def block_of(unit, rows, outs, C):
     """(image, channel, first output row, past the last) of one block of one plane."""
+    blocks = -(-outs // rows)
     plane, low = unit // blocks, unit % blocks * rows
     return plane // C, plane % C, low, min(low + rows, outs)
 
 
-@njit(nogil=True)
-def max_task(first, last, X, S, x, y, indices, C, rows, layout, taps, shifts, phases):
-    g = geometry(layout)
-    outs, strides, places = g[1], g[2], g[6]
-    held = rows + places[0] - outs[0]
-    plane = held * places[1] * places[2]
-    every = strides[0] * strides[1] * strides[2] * plane
-    best = phases + room(S, every)
-    tap = best + room(S, plane)
-    line = tap + room(S, plane)
-    fill(S, phases, every, lowest(X))
+@njit(nogil=True, error_model="numpy")
+def fold_task(kind, first, last, X, S, x, y, C, rows, layout, tables, divisors, scratch):
+    g, (table_a, table_b), (da, db, dw) = geometry(layout), tables, divisors
+    sizes, outs, strides, dilations, lows, ksizes = g
+    taken = scratch + room(S, width(S))
+    along_w = taken + room(INDEX, 2 * ksizes[0] * ksizes[1])
+    copies = along_w + room(S, outs[2])
+    fill(S, along_w, outs[2] + width(S), number(S, 1))  # nothing slow in idle lanes
+    for w in range(outs[2]):
+        store(S, along_w, w, number(S, dw[w]))
     for unit in range(first, last):
-        image, c, low, high = outputs_of(unit, -(-outs[0] // rows), rows, outs[0], C)
-        count = flat_count(g, high - low)
-        split_block(X, S, lowest(X), g, x, image * x[1] + c * x[2], low, high - low + held - rows, held, phases, line)
-        if indices[0] == 0:
-            fold_taps(MAX, S, phases, taps, best, count)
-        else:
-            first_taps(S, g, low, high, tap)
-            find_taps(S, phases, taps, best, tap, count)
-            write_indices(S, g, tap, shifts, indices, image * indices[1] + c * indices[2], low, high)
-        write_values(S, X, g, best, y, image * y[1] + c * y[2], low, high)
+        image, c, low, high = block_of(unit, rows, outs[0], C)
+        top, bottom = met(g, low, high)
+        plane = bring(X, S, g, x, image * x[1] + c * x[2], top, bottom, copies)
+        end = end_of(S, sizes, plane)
+        for a in range(low, high):
+            for b in range(outs[1]):
+                count, highest = list_rows(ksizes, dilations, plane, table_a, a, table_b, b, taken)
+                by, at = da[a] * db[b], image * y[1] + c * y[2] + a * y[3] + b * y[4]
+                for w in range(0, outs[2], width(S)):
+                    cell = w * strides[2] - lows[2]
+                    n = seen(S, cell, outs[2] - w, g, highest, end)
+                    total = fold_at(kind, S, cell, n, strides[2], dilations[2], ksizes[2], taken, count, scratch)
+                    total = settle(kind, S, total, by, along_w + w * size(S))
+                    put(S, X, total, y[0], at + w * y[5], y[5], 0, outs[2] - w, scratch)
 
 
-@njit(nogil=True)
-def avg_task(first, last, X, S, x, y, C, rows, layout, taps, divisors, phases):
-    g = geometry(layout)
-    outs, strides, places = g[1], g[2], g[6]
-    held = rows + places[0] - outs[0]
-    plane = held * places[1] * places[2]
-    every = strides[0] * strides[1] * strides[2] * plane
-    total = phases + room(S, every)
-    line = total + room(S, plane)
-    fill(S, phases, every, zero(S))
+@njit(nogil=True, error_model="numpy")
+def find_task(first, last, X, S, x, y, indices, C, rows, layout, tables, shifts, scratch):
+    g, (table_a, table_b) = geometry(layout), tables
+    sizes, outs, strides, dilations, lows, ksizes = g
+    taken = scratch + room(S, width(S))
+    skips = taken + room(INDEX, 2 * ksizes[0] * ksizes[1])
+    copies = skips + room(S, outs[2])
+    skip_taps(S, g, skips)
     for unit in range(first, last):
-        image, c, low, high = outputs_of(unit, -(-outs[0] // rows), rows, outs[0], C)
-        split_block(X, S, zero(S), g, x, image * x[1] + c * x[2], low, high - low + held - rows, held, phases, line)
-        fold_taps(SUM, S, phases, taps, total, flat_count(g, high - low))
-        divide_rows(S, g, total, low, high, divisors)
-        write_values(S, X, g, total, y, image * y[1] + c * y[2], low, high)
+        image, c, low, high = block_of(unit, rows, outs[0], C)
+        top, bottom = met(g, low, high)
+        plane = bring(X, S, g, x, image * x[1] + c * x[2], top, bottom, copies)
+        end = end_of(S, sizes, plane)
+        for a in range(low, high):
+            for b in range(outs[1]):
+                count, highest = list_rows(ksizes, dilations, plane, table_a, a, table_b, b, taken)
+                at = image * y[1] + c * y[2] + a * y[3] + b * y[4]
+                place = image * indices[1] + c * indices[2] + a * indices[3] + b * indices[4]
+                start = ((a * strides[0] - lows[0]) * sizes[1] + b * strides[1] - lows[1]) * sizes[2] - lows[2]
+                for w in range(0, outs[2], width(S)):
+                    cell, skip = w * strides[2] - lows[2], whole(S, skips + w * size(S))
+                    n = seen(S, cell, outs[2] - w, g, highest, end)
+                    best, tap = find_at(S, cell, n, strides[2], dilations[2], ksizes[2], taken, count, skip, scratch)
+                    put(S, X, best, y[0], at + w * y[5], y[5], 0, outs[2] - w, scratch)
+                    keep(tap, scratch)
+                    for i in range(min(width(S), outs[2] - w)):  # the window's start may lie outside
+                        shift = shifts[np.uint64(load(S, scratch, i))]
+                        store(INDEX, indices[0], place + (w + i) * indices[5], start + (w + i) * strides[2] + shift)
 
 
 # ---------------------------------------------------------------- entry points: `units` blocks, `run` to a task
 
 
 @njit(parallel=True, nogil=True)
-def max_fprop(tasks, units, run, X, S, x, y, indices, C, rows, g, taps, shifts, work, work_bytes):
-    """With the indices where they have an address."""
+def max_fprop(tasks, units, run, X, S, x, y, C, rows, g, tables, divisors, work, work_bytes):
     for task in prange(tasks):
-        scratch = work + get_thread_id() * work_bytes
-        max_task(task * run, min(task * run + run, units), X, S, x, y, indices, C, rows, g, taps, shifts, scratch)
+        scratch, last = work + get_thread_id() * work_bytes, min(task * run + run, units)
+        fold_task(MAX, task * run, last, X, S, x, y, C, rows, g, tables, divisors, scratch)
 
 
 @njit(parallel=True, nogil=True)
-def avg_fprop(tasks, units, run, X, S, x, y, C, rows, g, taps, divisors, work, work_bytes):
+def avg_fprop(tasks, units, run, X, S, x, y, C, rows, g, tables, divisors, work, work_bytes):
     for task in prange(tasks):
-        scratch = work + get_thread_id() * work_bytes
-        avg_task(task * run, min(task * run + run, units), X, S, x, y, C, rows, g, taps, divisors, scratch)
+        scratch, last = work + get_thread_id() * work_bytes, min(task * run + run, units)
+        fold_task(SUM, task * run, last, X, S, x, y, C, rows, g, tables, divisors, scratch)
 
 
-ENTRIES = ("max_fprop", "avg_fprop")
+@njit(parallel=True, nogil=True)
+def max_indices(tasks, units, run, X, S, x, y, indices, C, rows, g, tables, shifts, work, work_bytes):
+    for task in prange(tasks):
+        scratch, last = work + get_thread_id() * work_bytes, min(task * run + run, units)
+        find_task(task * run, last, X, S, x, y, indices, C, rows, g, tables, shifts, scratch)
+
+
+ENTRIES = ("max_fprop", "avg_fprop", "max_indices")

@@ -10,7 +10,7 @@ outputs cost time and give nothing, which is cheaper than taking rows apart for 
 A task is a run of blocks; a block is `rows` rows of dx along A of one plane, with every output that reaches
 them. Nothing is shared, and each cell adds its taps in the same order however the blocks lie.
 
-Geometry `g` is that of pool_rows.py, but its last row: the lengths in elements of a row of x with its padding,
+Geometry `g` is that of pool_rows.py and a last row: the lengths in elements of a row of x with its padding,
 of a row of dy with its places, of the zeros before these, and of a plain row or list. Every window has a cell.
 Workspace per thread: the block's rows of x, of taps and of dy, and three rows more.
 """
@@ -20,7 +20,7 @@ from numba.extending import overload
 
 from fastconv.kernels.numba_cpu.memory import STORAGE, load, size, store, zero
 from fastconv.kernels.numba_cpu.pool import Kind, fill, lowest, number
-from fastconv.kernels.numba_cpu.pool_rows import geometry, room, straight
+from fastconv.kernels.numba_cpu.pool_rows import geometry, room
 from fastconv.kernels.numba_cpu.pool_vectors import (
     copy,
     copy_over,
@@ -43,7 +43,23 @@ from fastconv.kernels.numba_cpu.simd import width
 LIST = STORAGE["int64"]
 
 
+@njit(nogil=True)
+def layout_of(g):
+    """The rows of the array g as tuples, the lengths last."""
+    return (*geometry(g), (g[6, 0], g[6, 1], g[6, 2], g[6, 3]))
+
+
 # ---------------------------------------------------------------- rows into scratch
+
+
+@njit(nogil=True, forceinline=True)
+def straight(X, S, x, at, step, n, line):
+    """The address of n adjacent elements in the type computed in: those of x, or copies on the scratch `line`."""
+    if same(X, S) and step == 1:
+        return x + at * size(S)
+    for i in range(n):
+        store(S, line, i, load(X, x, at + i * step))
+    return line
 
 
 @njit(nogil=True)
@@ -281,7 +297,7 @@ def rows_of(rows, g):
 
 @njit(nogil=True)
 def max_task(first, last, X, SX, G, S, x, dy, dx, C, rows, layout, taps, divisors, scratch):
-    g = geometry(layout)
+    g = layout_of(layout)
     lows, dilations, lengths = g[4], g[3], g[6]
     out_rows, x_rows = rows_of(rows, g)
     share = scratch
@@ -306,7 +322,7 @@ def max_task(first, last, X, SX, G, S, x, dy, dx, C, rows, layout, taps, divisor
 
 @njit(nogil=True, error_model="numpy")
 def avg_task(first, last, G, S, dy, dx, C, rows, layout, divisors, scratch):
-    g = geometry(layout)
+    g = layout_of(layout)
     lengths = g[6]
     out_rows, _ = rows_of(rows, g)
     share = scratch

@@ -24,6 +24,25 @@ def _lanes_below(builder, count, lanes):
     return builder.icmp_signed("<", index, _splat(builder, builder.trunc(count, i32), index.type))
 
 
+def _lanes_in(builder, low, high, lanes):
+    """The mask of the lanes [low, high)."""
+    i32 = ir.IntType(32)
+    index = ir.Constant(ir.VectorType(i32, lanes), list(range(lanes)))
+    low, high = (_splat(builder, builder.trunc(bound, i32), index.type) for bound in (low, high))
+    return builder.and_(builder.icmp_signed(">=", index, low), builder.icmp_signed("<", index, high))
+
+
+def lanes_of(vector):
+    """How many lanes a vector has."""
+    raise NotImplementedError("only inside kernels")
+
+
+@overload(lanes_of)
+def _lanes_of(vector):
+    count = vector.lanes
+    return lambda vector: count
+
+
 @intrinsic
 def whole(typing, storage, address):
     """A vector from memory."""
@@ -61,6 +80,26 @@ def part_else(typing, storage, address, count, beyond):
 
 
 @intrinsic
+def _inside(typing, storage, address, low, high, beyond):
+    vector = _vector(storage)
+
+    def generate(context, builder, signature, args):
+        beyond, mask = args[4], _lanes_in(builder, args[2], args[3], vector.lanes)
+        value = _masked(builder, "load", args[1], beyond.type, vector.element, mask)
+        return builder.select(mask, value, beyond)
+
+    return vector(storage, types.int64, types.int64, types.int64, vector), generate
+
+
+@njit(nogil=True, forceinline=True)
+def between(S, address, low, high, beyond):
+    """The lanes [low, high) from memory; the others are those of `beyond` and not read."""
+    if low <= 0 and high >= width(S):
+        return whole(S, address)
+    return _inside(S, address, low, high, beyond)
+
+
+@intrinsic
 def keep(typing, vector, address):
     """A vector to memory."""
 
@@ -86,6 +125,26 @@ def give(typing, vector, address, count):
 
 
 @intrinsic
+def _give_inside(typing, vector, address, low, high):
+    def generate(context, builder, signature, args):
+        value, address = args[:2]
+        mask = _lanes_in(builder, args[2], args[3], vector.lanes)
+        _masked(builder, "store", address, value.type, vector.element, mask, value)
+        return context.get_dummy_value()
+
+    return types.void(vector, types.int64, types.int64, types.int64), generate
+
+
+@njit(nogil=True, forceinline=True)
+def give_lanes(vector, address, low, high):
+    """The lanes [low, high) to memory."""
+    if low <= 0 and high >= lanes_of(vector):
+        keep(vector, address)
+    else:
+        _give_inside(vector, address, low, high)
+
+
+@intrinsic
 def splat(typing, storage, value):
     vector = _vector(storage)
 
@@ -106,11 +165,14 @@ def largest(typing, a, b):
     """max in which a NaN is the largest."""
 
     def generate(context, builder, signature, args):
-        a_, b_ = args
-        rest = builder.select(_greater(builder, a.element, a_, b_), a_, b_)
         if not isinstance(a.element, types.Float):
-            return rest
-        return builder.select(builder.fcmp_unordered("uno", a_, a_), a_, rest)
+            return builder.select(_greater(builder, a.element, *args), *args)
+        llvm = args[0].type
+        name = f"llvm.maximum.v{a.lanes}f{a.element.bitwidth}"
+        function = builder.module.globals.get(name)
+        if function is None:
+            function = ir.Function(builder.module, ir.FunctionType(llvm, [llvm, llvm]), name)
+        return builder.call(function, args, fastmath=("nsz",))  # either zero may stay
 
     return a(a, b), generate
 
@@ -267,19 +329,3 @@ def copy_over(S, source, n, target, beyond):
         keep(whole(S, source), target)
         source, target = source + step, target + step
     keep(part_else(S, source, n % width(S), beyond), target)
-
-
-@njit(nogil=True, forceinline=True)
-def unzip(S, source, n, even, odd):
-    """even[i] = source[2 * i], odd[i] = source[2 * i + 1], for a source of n elements."""
-    lanes, step = width(S), width(S) * size(S)
-    for _ in range(n // (2 * lanes)):
-        a, b = whole(S, source), whole(S, source + step)
-        keep(evens(a, b), even)
-        keep(odds(a, b), odd)
-        source, even, odd = source + 2 * step, even + step, odd + step
-    rest = n % (2 * lanes)
-    if rest:
-        a, b = part(S, source, min(rest, lanes)), part(S, source + step, max(rest - lanes, 0))
-        give(evens(a, b), even, (rest + 1) // 2)
-        give(odds(a, b), odd, rest // 2)

@@ -193,6 +193,26 @@ def get(typing, storage, rows, nv, c, c_row):
 
 
 @intrinsic(prefer_literal=True)
+def add_from(typing, tile, rows, nv, c, c_row):
+    """tile += the tile at c, a row of `nv` vectors every `c_row` bytes."""
+    element = tile.dtype.element
+    m, n, size = rows.literal_value, nv.literal_value, element.bitwidth // 8
+
+    def generate(context, builder, signature, args):
+        acc, _, _, c, c_row = args
+        llvm = _llvm(context, tile.dtype)
+        for i in range(m):
+            row = builder.add(c, builder.mul(c_row, _i64(i)))
+            for j in range(n):
+                at = i * n + j
+                value = _load(builder, row, _i64(j * VECTOR_BYTES), llvm, size)
+                acc = builder.insert_value(acc, _add(builder, element, builder.extract_value(acc, at), value), at)
+        return acc
+
+    return tile(tile, rows, nv, types.int64, types.int64), generate
+
+
+@intrinsic(prefer_literal=True)
 def put(typing, tile, rows, nv, c, c_row):
     """Store the tile at c, a row of `nv` vectors every `c_row` bytes."""
     m, n, size = rows.literal_value, nv.literal_value, tile.dtype.element.bitwidth // 8
@@ -278,6 +298,24 @@ def add_to_rows(typing, tile, rows, nv, bias):
         for i in range(m):
             value = _splat(builder, _load(builder, bias, _i64(i * size), llvm.element, size), llvm)
             for at in range(i * n, i * n + n):
+                acc = builder.insert_value(acc, _add(builder, element, builder.extract_value(acc, at), value), at)
+        return acc
+
+    return tile(tile, rows, nv, types.int64), generate
+
+
+@intrinsic(prefer_literal=True)
+def add_to_columns(typing, tile, rows, nv, bias):
+    """tile[:, j] += bias[j], adjacent vectors."""
+    element, vector = tile.dtype.element, tile.dtype
+    m, n, size = rows.literal_value, nv.literal_value, element.bitwidth // 8
+
+    def generate(context, builder, signature, args):
+        acc, _, _, bias = args
+        llvm = _llvm(context, vector)
+        for j in range(n):
+            value = _load(builder, bias, _i64(j * VECTOR_BYTES), llvm, size)
+            for at in range(j, m * n, n):
                 acc = builder.insert_value(acc, _add(builder, element, builder.extract_value(acc, at), value), at)
         return acc
 

@@ -169,6 +169,16 @@ def transform_tiles(F, g, room, x, first, last, c0, c1, v, packed):
         cell += count
 
 
+@njit(nogil=True)
+def complete(F, room, tiles, c0, c1, v):
+    """Zeros for the tiles that complete ROWS: no result needs them, but denormals there would slow the products."""
+    nothing = part(S, v, 0)
+    for q in range(F.planes):
+        for tile in range(tiles, (tiles + ROWS - 1) // ROWS * ROWS):
+            for c in range(c0, c1, LANES):
+                keep(nothing, v + q * room.v_plane + tile * room.v_row + c * 4)
+
+
 # ---------------------------------------------------------------- the filters
 
 
@@ -428,6 +438,7 @@ def by_tiles(F, g, room, x, u, w, bias, code, y, blocks, panels, work):
         v, sums = scratch + room.v, scratch + room.sums
         transform_tiles(F, g, room, x, first, last, 0, g.C, v, scratch + room.packed)
         tiles = (last - first) * g.dilation1
+        complete(F, room, tiles, 0, g.C, v)
         for p in range(panels):
             v0 = panel_start(g, p, panels)
             nv = panel_start(g, p + 1, panels) - v0
@@ -449,7 +460,9 @@ def by_filters(F, g, room, x, u, w, bias, code, y, v, blocks, block_bytes, panel
         b, c = divmod(np.int64(index), parts)
         first, last = cells * b // blocks, cells * (b + 1) // blocks
         packed = work + get_thread_id() * room.total + room.packed
-        transform_tiles(F, g, room, x, first, last, c * LANES, min(g.C, c * LANES + LANES), v + b * block_bytes, packed)
+        c0, c1, target = c * LANES, min(g.C, c * LANES + LANES), v + b * block_bytes
+        transform_tiles(F, g, room, x, first, last, c0, c1, target, packed)
+        complete(F, room, (last - first) * g.dilation1, c0, c1, target)
     for index in prange(panels):
         p = np.int64(index)
         scratch = work + get_thread_id() * room.total

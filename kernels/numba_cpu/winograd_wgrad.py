@@ -80,10 +80,11 @@ def accumulate(FR, FL, gr, gl, room, rows, lanes, r0, r1, l0, l1, b0, b1, blocks
                 left, panels = 0, (width + NV - 1) // NV
                 for p in range(panels):
                     right = width * (p + 1) // panels
+                    source, target = a + q * room.v_plane + i * 4, sums + q * plane + (i * width + left) * VECTOR_BYTES
                     multiply(
-                        S, right - left, block == b0, False, 0, tiles, a + q * room.v_plane + i * 4, room.v_row, 4,
+                        S, right - left, block == b0, False, 0, tiles, source, room.v_row, 4, source,
                         b + q * room.v_plane + left * VECTOR_BYTES, room.v_row,
-                        sums + q * plane + (i * width + left) * VECTOR_BYTES, width * VECTOR_BYTES, 0,
+                        target, width * VECTOR_BYTES, 0, target, width * VECTOR_BYTES,
                     )  # fmt: skip
                     left = right
 

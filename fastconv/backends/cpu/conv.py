@@ -3,12 +3,12 @@
 small      one im2col and one BLAS product in NumPy; compiles nothing, for problems that take microseconds
 depthwise  rows of one channel at a time (C/groups = 1, one filter per channel)
 winograd   fewer multiplications for 3x3 and 5x5 filters with stride 1 (winograd.py says what it refuses, and why)
-gemm       tiled im2col + GEMM (kernels/numba_cpu/gemm.py); right for every problem
+gemm       tiled im2col + GEMM (kernels/numba_cpu/gemm.py; gemm_last.py where channels are adjacent); right for
+           every problem
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterator
 from functools import lru_cache, partial
@@ -20,17 +20,28 @@ import numpy as np
 from fastconv import tuning
 from fastconv.arrays import dtype_of
 from fastconv.backends.base import OPS, Launch
-from fastconv.backends.cpu import small, winograd, winograd_wgrad
-from fastconv.backends.cpu.passes import Pass, backward_axes, compute_dtype, forward_axes, storage, strides_of
+from fastconv.backends.cpu import conv_last, small, winograd, winograd_wgrad
+from fastconv.backends.cpu.passes import (
+    Pass,
+    backward_axes,
+    chunks,
+    compute_dtype,
+    cut,
+    forward_axes,
+    storage,
+    strides_of,
+    unpadded,
+    walk,
+    weight_strides,
+)
 from fastconv.backends.cpu.threads import guarded
 from fastconv.backends.cpu.workspace import threads, workspace
-from fastconv.problem import ACTIVATIONS, ConvProblem, Ints
+from fastconv.problem import ACTIVATIONS, ConvProblem
 
 SMALL_MACS = 2**18  # some microseconds of BLAS, below its own threshold for using threads
 SMALL_CELLS = 2**17  # of the unfolded input
 SPLIT_BLOCKS = 64  # of output channels in one task: their sums stay within L2
 PACKED_CHUNK = 64  # channels of a filter rearranged at a time, so that whole cache lines are read and written
-PACKED_BYTES = 32 * 2**20  # of rearranged weights at a time
 
 
 def applicable(op: str, problem: ConvProblem) -> list[str]:
@@ -104,17 +115,6 @@ def kernels() -> ModuleType:
     return gemm
 
 
-def flatten(one: Pass, counts: Ints, x: Ints, y: Ints) -> tuple[np.ndarray, Ints, Ints, Ints]:
-    """Taps, counts and strides, with the axes of a pointwise pass merged where both arrays allow it."""
-    contiguous = all(s[2] == counts[1] * s[3] or counts[0] == 1 for s in (x, y)) and all(
-        s[3] == counts[2] * s[4] or counts[0] * counts[1] == 1 for s in (x, y)
-    )
-    if not one.pointwise or not contiguous:
-        return one.taps, counts, x, y
-    total = math.prod(counts)
-    return np.array([[0, 0, 0, 0, 1, 0, 1, 0, total]], np.int64), (1, 1, total), x, y
-
-
 # ---------------------------------------------------------------- fprop and dgrad
 
 
@@ -123,21 +123,35 @@ def gather(op: str, problem: ConvProblem, why: str, kept: dict[int, Any] | None 
     forward = op == "conv_fprop"
     passes = [Pass.of(axes) for axes in ([forward_axes(problem)] if forward else backward_axes(problem))]
     code = 0 if problem.activation is None else ACTIVATIONS.index(problem.activation) + 1
-    config = {"passes": len(passes), "tile": _tile(problem)}
+    by_layout = problem.layout == "NHWC" and conv_last.takes(problem)
+    config = {"passes": len(passes), "tile": _tile(problem), "lanes": "channels" if by_layout else "pixels"}
 
     def run(y: np.ndarray, x: np.ndarray, w: np.ndarray, bias: np.ndarray | None) -> None:
         if y.size == 0:
             return
+        run_all(passes, kept, y, x, w, bias)
+        if not forward and not np.isfinite(min(w, y, key=lambda array: array.size)).all():
+            # The zeros beyond dy are no part of dgrad's sums, and an infinite weight has made them NaN.
+            within = [Pass.of(part) for axes in backward_axes(problem) for part in unpadded(axes)]
+            run_all(within, None, y, x, w, bias)
+
+    def run_all(
+        passes: list[Pass], kept: dict[int, Any] | None, y: np.ndarray, x: np.ndarray, w: np.ndarray,
+        bias: np.ndarray | None,
+    ) -> None:  # fmt: skip
+        last = conv_last.takes(problem, x, y)
+        one_pass = conv_last.gather_pass if last else _gather_pass
         for number, one in enumerate(passes):
             part = y[(slice(None), slice(None), *one.part(problem.ndim))]
             if not one.places:
                 small.fill(problem, part, bias)
             else:
-                weights = None if kept is None else kept[number]
-                _gather_pass(problem, forward, one, code, part, x, w, bias, weights)
+                weights = kept[number] if kept is not None and last == by_layout else None
+                one_pass(problem, forward, one, code, part, x, w, bias, weights)
 
     def prepare(w: np.ndarray) -> Launch:
-        packed = {n: list(_weights(problem, forward, one, w, keep=True)) for n, one in enumerate(passes) if one.places}
+        pack = conv_last.weights if by_layout else _weights
+        packed = {n: list(pack(problem, forward, one, w, keep=True)) for n, one in enumerate(passes) if one.places}
         return gather(op, problem, why, packed)
 
     return Launch(run, "gemm", why, config, _gather_bytes(problem), prepare)
@@ -169,13 +183,6 @@ class Weights(NamedTuple):
     step: int
 
 
-def _weight_strides(problem: ConvProblem, forward: bool, one: Pass, w: np.ndarray) -> tuple[int, int, int, np.ndarray]:
-    """Element strides (group, output channel, reduced channel) of w[g, m, c, t], and its taps' offsets."""
-    k, c, *space = strides_of(w)
-    offsets = np.array([sum(r * s for r, s in zip(place, space, strict=True)) for place in one.places], np.int64)
-    return k * (problem.K // problem.groups), k if forward else c, c if forward else k, offsets
-
-
 def _weights(problem: ConvProblem, forward: bool, one: Pass, w: np.ndarray, keep: bool = False) -> Iterator[Weights]:
     """The filters in place where they lie as the kernel reads them, else rearranged a chunk at a time.
 
@@ -188,14 +195,12 @@ def _weights(problem: ConvProblem, forward: bool, one: Pass, w: np.ndarray, keep
     if not forward:
         M, C = C, M
     K = C * T
-    wg, wm, wc, offsets = _weight_strides(problem, forward, one, w)
-    step = int(offsets[1]) if T > 1 else wc
-    linear = (offsets == np.arange(T) * step).all() and (wc == T * step or C == 1)
+    wg, wm, wc, offsets, step = weight_strides(one, forward, problem.K // G, strides_of(w))
     size = dtype.itemsize
-    if w.dtype == dtype and linear and M % gemm.ROWS == 0:
+    if step and w.dtype == dtype and M % gemm.ROWS == 0:
         yield Weights(0, G, 0, M, w, wg * size, wm * gemm.ROWS * size, wm * size, step * size)
         return
-    for g0, g1, m0, m1 in _chunks(G, M, K * size, gemm.ROWS):
+    for g0, g1, m0, m1 in chunks(G, M, K * size, gemm.ROWS):
         blocks = -(-(m1 - m0) // gemm.ROWS)
         nbytes = (g1 - g0) * blocks * K * gemm.ROWS * size
         packed = np.empty(nbytes, np.uint8) if keep else workspace(nbytes, "weights")
@@ -208,18 +213,6 @@ def _weights(problem: ConvProblem, forward: bool, one: Pass, w: np.ndarray, keep
         yield Weights(g0, g1 - g0, m0, m1, packed, blocks * tile, tile, size, gemm.ROWS * size)
 
 
-def _chunks(G: int, M: int, row_bytes: int, rows: int) -> Iterator[tuple[int, int, int, int]]:
-    """Ranges (g0, g1, m0, m1) whose rearranged filters stay within PACKED_BYTES; whole groups where they fit."""
-    group_bytes = -(-M // rows) * rows * row_bytes
-    if group_bytes <= PACKED_BYTES:
-        step = max(1, PACKED_BYTES // group_bytes)
-        yield from ((g, min(G, g + step), 0, M) for g in range(0, G, step))
-        return
-    step = max(rows, PACKED_BYTES // (rows * row_bytes) * rows)
-    for g in range(G):
-        yield from ((g, g + 1, m, min(M, m + step)) for m in range(0, M, step))
-
-
 def _gather_pass(
     problem: ConvProblem, forward: bool, one: Pass, code: int, y: np.ndarray, x: np.ndarray, w: np.ndarray,
     bias: np.ndarray | None, kept: list[Weights] | None,
@@ -229,9 +222,7 @@ def _gather_pass(
 
     dtype = compute_dtype(problem)
     S = storage(dtype)
-    counts: Ints = tuple(axis.outputs for axis in one.axes)
-    taps, counts, xs, ys = flatten(one, counts, strides_of(x), strides_of(y))
-    steps = tuple(axis.step for axis in one.axes)
+    taps, counts, steps, xs, ys = walk(one, strides_of(x), strides_of(y))
     C = problem.C // problem.groups if forward else problem.K // problem.groups
     M = problem.K // problem.groups if forward else problem.C // problem.groups
     pixels = problem.N * math.prod(counts)
@@ -240,7 +231,7 @@ def _gather_pass(
     for weights in _weights(problem, forward, one, w) if kept is None else kept:
         G, rows = weights.groups, weights.m1 - weights.m0
         blocks = -(-rows // gemm.ROWS)
-        bundles, splits = share(G, panels, blocks, gemm.BUNDLE, count)
+        bundles, splits = cut(G, panels, gemm.BUNDLE, blocks, SPLIT_BLOCKS, count)
         biases = np.zeros((G, blocks * gemm.ROWS), dtype)
         first = weights.g0 * M + weights.m0
         if bias is not None:
@@ -256,25 +247,6 @@ def _gather_pass(
             biases.ctypes.data, code, y.ctypes.data + first * ys[1] * y.itemsize,
             panels, bundles, splits, work.ctypes.data, nbytes,
         )  # fmt: skip
-
-
-@lru_cache(maxsize=1024)
-def share(G: int, panels: int, blocks: int, bundle: int, count: int) -> tuple[int, int]:
-    """(bundles of panels, splits of the channel blocks), so that `count` threads have about the same to do.
-
-    A task costs its largest bundle times its largest split. Every split unfolds the pixels again, every
-    bundle reads the weights again: some hundredths of the products each. Results do not depend on it.
-    """
-
-    def cost(choice: tuple[int, int]) -> float:
-        bundles, splits = choice
-        rounds = -(-G * bundles * splits // count)
-        return rounds * -(-panels // bundles) * -(-blocks // splits) * (1 + 0.02 * splits + 0.01 * bundles / panels)
-
-    fewest, least = -(-panels // bundle), -(-blocks // SPLIT_BLOCKS)
-    bundles = range(fewest, min(panels, max(fewest + count, 4 * count)) + 1)
-    splits = range(least, max(least, min(blocks, 4 * count)) + 1)
-    return min(itertools.product(bundles, splits), key=cost)
 
 
 # ---------------------------------------------------------------- wgrad
@@ -294,11 +266,12 @@ def wgrad(problem: ConvProblem, why: str) -> Launch:
         if problem.N == 0:
             dw[...] = 0
             return
+        if conv_last.takes(problem, dy, x):
+            conv_last.wgrad(problem, one, dw, dy, x)
+            return
         gemm = kernels()
-        counts: Ints = tuple(axis.outputs for axis in one.axes)
-        taps, counts, xs, ys = flatten(one, counts, strides_of(x), strides_of(dy))
-        steps = tuple(axis.step for axis in one.axes)
-        wg, wm, wc, offsets = _weight_strides(problem, True, one, dw)
+        taps, counts, steps, xs, ys = walk(one, strides_of(x), strides_of(dy))
+        wg, wm, wc, offsets, _ = weight_strides(one, True, M, strides_of(dw))
         count = threads()
         m_tasks, k_tasks = _wgrad_tasks(form, dtype, G, M, C * len(taps), count)
         nbytes = _wgrad_bytes(form, dtype.itemsize)
@@ -318,7 +291,7 @@ def _wgrad_bytes(form: str, itemsize: int) -> int:
     if form == "dot":
         return ((gemm.DOT_M + gemm.DOT_K) * gemm.DOT_PIXELS + gemm.DOT_M * gemm.DOT_K) * itemsize
     tile = simd.NV * simd.VECTOR_BYTES
-    return gemm.OUTER_M * (gemm.OUTER_PIXELS * itemsize + tile) + (gemm.OUTER_PIXELS + gemm.SLACK) * tile
+    return gemm.OUTER_M * (gemm.OUTER_PIXELS * itemsize + 2 * tile) + (gemm.OUTER_PIXELS + gemm.SLACK) * tile
 
 
 def _wgrad_tasks(form: str, dtype: np.dtype, G: int, M: int, K: int, count: int) -> tuple[int, int]:

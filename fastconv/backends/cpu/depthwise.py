@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import lru_cache
 from types import ModuleType
 from typing import Any
@@ -13,7 +14,12 @@ from fastconv.backends.base import Launch
 from fastconv.backends.cpu import small
 from fastconv.backends.cpu.passes import Pass, backward_axes, compute_dtype, forward_axes, storage, strides_of
 from fastconv.backends.cpu.workspace import threads, workspace
-from fastconv.problem import ACTIVATIONS, ConvProblem
+from fastconv.problem import ACTIVATIONS, ConvProblem, Ints
+
+Run = Callable[..., None]
+MANY_PLANES = 16  # from here on planes are tasks, below bands of their rows are
+ROWS_OF_BAND = 8
+LANES = 16  # filters of channels-last arrays are padded to whole vectors, of any width
 
 
 @lru_cache(maxsize=1)
@@ -26,9 +32,114 @@ def kernels() -> ModuleType:
     return depthwise
 
 
+@lru_cache(maxsize=2)
+def tiles(last: bool) -> ModuleType:
+    """The register tiles for channels-last arrays, or for rows of pixels."""
+    from fastconv.compiler.host import host_kernel
+    from fastconv.kernels.numba_cpu import depthwise_channels, depthwise_tiles
+
+    module = depthwise_channels if last else depthwise_tiles
+    for name in ("fprop", "spread", "wgrad"):
+        host_kernel(getattr(module, name))
+    return module
+
+
+def tiled(problem: ConvProblem) -> bool:
+    """Whether there are register tiles for the window and the dtype."""
+    window = problem.window
+    square = problem.ndim == 2 and window.ksize[0] == window.ksize[1] and window.stride[0] == window.stride[1]
+    return (
+        square
+        and problem.dtype in ("float32", "float64")
+        and window.ksize[0] in (3, 5, 7)
+        and window.stride[0] in (1, 2)
+        and window.dilation == (1, 1)
+    )
+
+
+def lanes_along(problem: ConvProblem, *arrays: np.ndarray) -> str | None:
+    """The axis whose elements are adjacent in all arrays, if they have the problem's dtype: "channels" or "rows"."""
+    if any(a.dtype.name != problem.dtype for a in arrays):
+        return None
+    if channels_last(*arrays):
+        return "channels"
+    return "rows" if all(a.strides[-1] == a.itemsize for a in arrays) else None
+
+
 def plan(op: str, problem: ConvProblem, why: str) -> Launch:
     run = _wgrad(problem) if op == "conv_wgrad" else _gather(op, problem)
-    return Launch(run, "depthwise", why, {"lanes": "the innermost axis"}, _row_bytes(problem))
+    tile = "the innermost axis"
+    if tiled(problem):
+        run = _tiled_wgrad(problem, run) if op == "conv_wgrad" else _tiled_gather(op, problem, run)
+        tile = "registers"
+    return Launch(run, "depthwise", why, {"tile": tile}, _row_bytes(problem))
+
+
+def _tiled_gather(op: str, problem: ConvProblem, otherwise: Run) -> Run:
+    forward = op == "conv_fprop"
+    window, G = problem.window, problem.groups
+    r, step = window.ksize[0], window.stride[0]
+    turned = not forward and step == 1  # dgrad as fprop of dy, with the filter turned round
+    pad = [r - 1 - low if turned else low for low, _ in window.pad]
+    code = 0 if problem.activation is None else ACTIVATIONS.index(problem.activation) + 1
+    dtype = np.dtype(problem.dtype)
+    S = storage(dtype)
+    extents, counts = (problem.size, problem.out) if forward else (problem.out, problem.size)
+    bands = 1 if problem.N * G >= MANY_PLANES else -(-counts[0] // ROWS_OF_BAND)
+
+    def run(y: np.ndarray, x: np.ndarray, w: np.ndarray, bias: np.ndarray | None) -> None:
+        along = lanes_along(problem, x, y)
+        if y.size == 0 or along is None:
+            otherwise(y, x, w, bias)
+            return
+        last = along == "channels"
+        filters = np.zeros((r * r, -(-G // LANES) * LANES) if last else (G, r * r), dtype)
+        (filters.T[:G] if last else filters)[...] = (w[..., ::-1, ::-1] if turned else w).reshape(G, r * r)
+        biases = np.zeros(-(-G // LANES) * LANES, dtype)
+        if bias is not None:
+            biases[:G] = bias
+        module = tiles(last)
+        F = module.WINDOWS[r, step]
+        arrays: list[Any] = [x.ctypes.data, filters.ctypes.data, biases.ctypes.data, code, y.ctypes.data]
+        if last:
+            arrays.insert(2, filters.strides[0])
+        elif forward or turned:
+            arrays.append(bands)
+        kernel = module.fprop if forward or turned else module.spread
+        kernel(F, S, _plane_geometry(problem, counts, x, y), *extents, *pad, *arrays)
+
+    return run
+
+
+def _tiled_wgrad(problem: ConvProblem, otherwise: Run) -> Run:
+    window = problem.window
+    r, step = window.ksize[0], window.stride[0]
+    pad = [low for low, _ in window.pad]
+    S = storage(np.dtype(problem.dtype))
+    row = 2 * r * r * 64  # whole vectors of sums, and those of rows of taps beyond the filter
+
+    def run(dw: np.ndarray, dy: np.ndarray, x: np.ndarray) -> None:
+        along = lanes_along(problem, x, dy)
+        if dw.size == 0 or along is None:
+            otherwise(dw, dy, x)
+            return
+        module = tiles(along == "channels")
+        k, _, _, *space = strides_of(dw)
+        offsets = np.array([i * space[0] + j * space[1] for i in range(r) for j in range(r)], np.int64)
+        work = workspace(threads() * row)
+        module.wgrad(
+            module.WINDOWS[r, step], S, _plane_geometry(problem, problem.out, x, dy), *problem.size, *pad,
+            x.ctypes.data, dy.ctypes.data, dw.ctypes.data, k, offsets, work.ctypes.data, row,
+        )  # fmt: skip
+
+    return run
+
+
+def _plane_geometry(problem: ConvProblem, counts: Ints, x: np.ndarray, y: np.ndarray) -> Any:
+    """The geometry of a pass that makes `counts` cells of y."""
+    from fastconv.kernels.numba_cpu.gemm import Geometry
+
+    return Geometry(problem.N, problem.groups, 1, 1, 1, *counts, 1, 1, 1, *strides_of(x), *strides_of(y))
 
 
 def _row_bytes(problem: ConvProblem) -> int:

@@ -32,6 +32,7 @@ def kernels(name: str) -> ModuleType:
     return module
 
 
+@lru_cache(maxsize=64)
 def storage(dtype: np.dtype | str) -> Any:
     from fastconv.kernels.numba_cpu.memory import STORAGE
 
@@ -64,11 +65,17 @@ UNIT = {1: (1, 2), 2: (1,), 3: ()}
 
 def operand(array: Array, unit: Ints) -> tuple[int, ...]:
     """(address, element strides of N, C and three spatial axes)."""
-    strides = [stride // array.itemsize for stride in array.strides]
-    return (array.ctypes.data, strides[0], strides[1], *lift(strides[2:], 0, unit))
+    return (address_of(array), *_element_strides(array.strides, array.itemsize, unit))
 
 
-NOWHERE = (0,) * 6
+def address_of(array: Array) -> int:
+    return int(array.ctypes.data)
+
+
+@lru_cache(maxsize=1024)
+def _element_strides(strides: Ints, itemsize: int, unit: Ints) -> Ints:
+    elements = [stride // itemsize for stride in strides]
+    return (elements[0], elements[1], *lift(elements[2:], 0, unit))
 
 
 class Windows:

@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 
+from fastconv.arrays import dtype_of
 from fastconv.backends.base import Launch
 from fastconv.backends.cpu.pool_channels import channel_gradient, channels
 from fastconv.backends.cpu.pool_common import (
-    NOWHERE,
     SPREAD_LANES,
     Array,
     Run,
+    address_of,
     adjacent,
     computed,
     divisors_of,
@@ -45,28 +46,32 @@ class Rows:
         self.item = 8 if problem.dtype in ("float64", "int64", "uint64", "uint32") else 4  # bytes, computed in
         self.tap_offsets = np.indices(self.ksizes).reshape(3, -1).T * self.dilations
 
-    def geometry(self, *last: int) -> Array:
-        """The rows of `g` (pool_rows.py), the last one given."""
+    def table(self, axis: int) -> Array:
+        """Per output index along an axis: the first cell that its window meets, how many, and the tap of the first."""
+        start = np.arange(self.outs[axis]) * self.strides[axis] - self.lows[axis]
+        step, n = self.dilations[axis], self.sizes[axis]
+        tap = np.maximum(0, -(start // step))
+        stop = np.minimum(self.ksizes[axis], -((start - n) // step))
+        return np.stack([start + tap * step, stop - tap, tap], 1)
+
+    def geometry(self, *more: Ints) -> Array:
+        """The rows of `g`, as pool_rows.py has them, and more."""
         rows = (self.sizes, self.outs, self.strides, self.dilations, self.lows, self.ksizes)
-        return np.array([(*row, 0) for row in rows] + [(*last, 0)[:4]], np.int64)
+        return np.array([(*row, 0) for row in rows] + list(more), np.int64)
 
 
 class Forward(Rows):
-    """Blocks of `rows` rows of outputs, split by phases: pool_rows.py."""
+    """Blocks of `rows` rows of outputs: pool_rows.py."""
 
     def __init__(self, problem: PoolProblem):
         super().__init__(problem)
-        shifts = [(e - 1) // s for e, s in zip(self.extents, self.strides, strict=True)]
-        places = tuple(n + shift for n, shift in zip(self.outs, shifts, strict=True))
-        phases = math.prod(self.strides)
-        self.rows = min(self.outs[0], max(BLOCK_CELLS // (phases * places[1] * places[2]) - shifts[0], shifts[0], 1))
+        row = self.sizes[1] * self.sizes[2]
+        self.rows = min(self.outs[0], max((BLOCK_CELLS // row - self.extents[0]) // self.strides[0] + 1, 1))
         self.blocks = -(-self.outs[0] // self.rows)
-        plane = (self.rows + shifts[0]) * places[1] * places[2]
-        self.g = self.geometry(*places)
-        self.taps = _flat(self.tap_offsets % self.strides, self.strides) * plane
-        self.taps += _flat(self.tap_offsets // self.strides, places)
+        self.g, self.tables = self.geometry(), tuple(self.table(axis) for axis in range(2))
         self.shifts = _flat(self.tap_offsets, self.sizes)
-        self.work_bytes = self.item * (plane * (phases + 2) + self.sizes[2]) + 2048
+        copied = min(self.sizes[0], (self.rows - 1) * self.strides[0] + self.extents[0]) * row
+        self.work_bytes = self.item * (copied + self.outs[2]) + 16 * self.ksizes[0] * self.ksizes[1] + 2048
 
 
 class Backward(Rows):
@@ -85,7 +90,7 @@ class Backward(Rows):
         reach = min(self.outs[0], (self.rows + self.extents[0] - 2) // self.strides[0] + 1)
         x_cells = ((reach - 1) * self.strides[0] + self.extents[0]) * across * x_row
         y_cells = reach * self.outs[1] * y_row
-        self.g = self.geometry(x_row, y_row, before, plain)
+        self.g = self.geometry((x_row, y_row, before, plain))
         self.taps = _flat(self.tap_offsets, (0, across, x_row))
         cells = 2 * y_cells + x_cells if op == "maxpool_dgrad" else y_cells
         self.work_bytes = self.item * (cells + 2 * y_row) + 16 * plain + 4096
@@ -123,31 +128,33 @@ def split_of(units: int) -> tuple[int, int, int]:
 
 
 def row_forward(op: str, problem: PoolProblem, geometry: Any) -> Run:
-    unit, taps, shifts, work_bytes = geometry.unit, geometry.taps, geometry.shifts, geometry.work_bytes
-    divisors = divisors_of(problem, unit)
+    unit, g, rows, work_bytes = geometry.unit, geometry.g, geometry.rows, geometry.work_bytes
+    tasks = split_of(problem.N * problem.C * geometry.blocks)
+    divisors, tables, shifts = divisors_of(problem, unit), geometry.tables, geometry.shifts
+    C, X, S = problem.C, storage(problem.dtype), computed(dtype_of(problem.dtype))
 
     def run(y: Array, *operands: Array) -> None:
         x = operands[-1]
         if x.size == 0:
             return
-        N, C = x.shape[:2]
-        tasks = split_of(N * C * geometry.blocks)
-        X, S = storage(x.dtype), computed(x.dtype)
+        module, xs, ys = kernels("pool_rows"), operand(x, unit), operand(y, unit)
         scratch = workspace(work_bytes * threads())  # held until the kernel returns
-        work = scratch.ctypes.data
-        module, xs, ys, g = kernels("pool_rows"), operand(x, unit), operand(y, unit), geometry.g
-        if op == "avgpool_fprop":
-            module.avg_fprop(*tasks, X, S, xs, ys, C, geometry.rows, g, taps, divisors, work, work_bytes)
-            return
-        places = operand(operands[0], unit) if op == "maxpool_indices" else NOWHERE
-        address = shifts.ctypes.data
-        module.max_fprop(*tasks, X, S, xs, ys, places, C, geometry.rows, g, taps, address, work, work_bytes)
+        work = address_of(scratch)
+        if op == "maxpool_indices":
+            places = operand(operands[0], unit)
+            module.max_indices(*tasks, X, S, xs, ys, places, C, rows, g, tables, shifts, work, work_bytes)
+        elif op == "maxpool_fprop":
+            module.max_fprop(*tasks, X, S, xs, ys, C, rows, g, tables, divisors, work, work_bytes)
+        else:
+            module.avg_fprop(*tasks, X, S, xs, ys, C, rows, g, tables, divisors, work, work_bytes)
 
     return run
 
 
 def row_gradient(op: str, problem: PoolProblem, geometry: Any) -> Run:
     unit, taps, g, work_bytes = geometry.unit, geometry.taps, geometry.g, geometry.work_bytes
+    C, rows, tasks = problem.C, geometry.rows, split_of(problem.N * problem.C * geometry.blocks)
+    G, S = storage(problem.dtype), computed(dtype_of(problem.dtype))
     divisors, along_c = divisors_of(problem, unit), channel_gradient(op, problem)
     if op == "maxpool_dgrad":
         divisors = tuple(np.ones_like(factors) for factors in divisors)
@@ -155,20 +162,17 @@ def row_gradient(op: str, problem: PoolProblem, geometry: Any) -> Run:
     def run(dx: Array, dy: Array, x: Any = None) -> None:
         if dx.size == 0:
             return
-        N, C = dx.shape[:2]
-        tasks = split_of(N * C * geometry.blocks)
-        G, S = storage(dy.dtype), computed(dy.dtype)
         scratch = workspace(work_bytes * threads())  # held until the kernel returns
-        work = scratch.ctypes.data
+        work = address_of(scratch)
         module, dxs, dys = kernels("pool_rows_dgrad"), operand(dx, unit), operand(dy, unit)
         if op == "avgpool_dgrad":
-            module.avg_dgrad(*tasks, G, S, dys, dxs, C, geometry.rows, g, divisors, work, work_bytes)
+            module.avg_dgrad(*tasks, G, S, dys, dxs, C, rows, g, divisors, work, work_bytes)
             return
         X, SX, xs = storage(x.dtype), computed(x.dtype), operand(x, unit)
         if itemsize(SX) != itemsize(S):  # lanes of x are not lanes of dy
             along_c(dx, dy, x)
             return
-        module.max_dgrad(*tasks, X, SX, G, S, xs, dys, dxs, C, geometry.rows, g, taps, divisors, work, work_bytes)
+        module.max_dgrad(*tasks, X, SX, G, S, xs, dys, dxs, C, rows, g, taps, divisors, work, work_bytes)
 
     return run
 

@@ -19,6 +19,7 @@ BLOCK_BYTES = 2**20  # of V in a thread's cache
 BLOCK_TILES, WHOLE_TILES = 64, 96  # of a block, where V is the thread's own, and where it is everybody's
 WHOLE_BYTES = 24 * 2**20  # of V at most, where every thread reads all of it
 LEAST_CHANNELS = 16  # fewer do not repay the transforms
+LEAST_GROUPED = 32  # as groups come one after the other here
 GAIN = 1.5  # in multiplications, below which sums are as fast
 FILTER_CHUNK = 128  # channels of U made at a time, where one block holds all tiles
 
@@ -86,7 +87,8 @@ def pays(op: str, problem: ConvProblem) -> bool:
     rows, columns = tiles(problem, m, one.out)
     multiplications = problem.N * rows * columns * (m + r - 1) ** 2
     direct = problem.N * one.out[0] * one.out[1] * r * r
-    return one.C >= LEAST_CHANNELS and one.M >= LEAST_CHANNELS and GAIN * multiplications < direct
+    least = LEAST_CHANNELS if problem.groups == 1 else LEAST_GROUPED
+    return min(one.C, one.M) >= least and GAIN * multiplications < direct
 
 
 @lru_cache(maxsize=1)

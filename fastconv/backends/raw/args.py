@@ -71,6 +71,19 @@ WGRAD = np.dtype(
     align=True,
 )
 
+MAP_BYTES = 128  # of a TensorMap, which begins at a multiple of 64
+_GATHER_MAPS: list[tuple[Any, ...]] = (
+    [(name, P) for name in ("d", "bias")]
+    + [("d0", L), ("ds", L, 5), ("bs", L), ("pixels", L)]
+    + [(name, I) for name in ("C", "M", "activation", "bt", "rank", "wide")]
+    + [(name, I, 3) for name in ("out", "step", "taps", "first", "apart", "tap0", "tap_step")]
+)
+GATHER_MAPS = np.dtype(
+    [*_GATHER_MAPS, ("aligning", np.uint8, -np.dtype(_GATHER_MAPS, align=True).itemsize % 64)]
+    + [(name, P, MAP_BYTES // 8) for name in ("a", "w")],
+    align=True,
+)
+
 PACKING = np.dtype(
     [(name, P) for name in ("from", "to")]
     + [("from0", L), ("to0", L), ("strides", L, 5), ("pixels", L)]

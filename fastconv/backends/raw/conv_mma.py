@@ -34,7 +34,9 @@ LEAST_STEPS = 16  # of a part of the pixels
 #: Bytes that one element of the sum's dtype has, and the name of the kernels' element type.
 ELEMENTS = {"float16": ("f16", 2), "bfloat16": ("bf16", 2)}
 #: 16-bit products with float32 sums for one of FMA, by compute capability (NVIDIA's data sheets); 4 elsewhere.
-DENSE_GAIN = {75: 8, 80: 16, 90: 15, 100: 28}
+#: On Hopper mma.sync is said to reach 62 % of what wgmma does (Luo et al., Benchmarking and Dissecting the Nvidia
+#: Hopper GPU Architecture, 2024).
+DENSE_GAIN = {75: 8, 80: 16, 90: 10, 100: 28}
 BYTE, LAUNCH = 8, 5e7  # what a byte of device memory, and a launch, cost in multiply-adds at the full rate of FMA
 #: Where bf16 products are more than six times as many as float32's FMA, so that the split pays.
 SPLIT_PAYS = (80, 90, 100)
@@ -186,7 +188,8 @@ def filled_up(problem: ConvProblem, channels: int) -> int:
     return -(-channels // chunk) * chunk
 
 
-def _line(nbytes: int) -> int:
+def lined(nbytes: int) -> int:
+    """Bytes up to where the next region of scratch memory begins."""
     return -(-nbytes // LINE) * LINE
 
 
@@ -219,7 +222,7 @@ def images_at_once(op: str, problem: ConvProblem, parts: int) -> int:
 def workspace(op: str, problem: ConvProblem, config: dict[str, Any]) -> int:
     """What a call takes at most: where its operands lie as the kernels read them, it is not touched."""
     weights = weight_bytes(op, problem, _passes(problem, config) * config.get("parts", 1))
-    return _line(weights) + config["images"] * image_bytes(op, problem) + 2 * LINE
+    return lined(weights) + config["images"] * image_bytes(op, problem) + 2 * LINE
 
 
 def _passes(problem: ConvProblem, config: dict[str, Any]) -> int:
@@ -349,7 +352,7 @@ def steps(op: str, problem: ConvProblem, config: dict[str, Any], operands: Opera
         return wgrad_steps(problem, config, operands)
     role, result = ("x", "y") if op == "conv_fprop" else ("y", "x")
     images = config["images"]
-    offset = _line(weight_bytes(op, problem, 1))
+    offset = lined(weight_bytes(op, problem, 1))
     source, packing = rows_of(problem, operands, role, offset, images)
     filters, found = filters_of(op, problem, operands, source)
     if not packing:
@@ -416,9 +419,9 @@ def wgrad_steps(problem: ConvProblem, config: dict[str, Any], operands: Operands
     """Packing and products, some images at a time; then the sum of all parts, where there are several."""
     images = config["images"]
     parts = config["parts"] * _passes(problem, config)
-    offset = _line(weight_bytes("conv_wgrad", problem, parts))
+    offset = lined(weight_bytes("conv_wgrad", problem, parts))
     x, x_packing = rows_of(problem, operands, "x", offset, images)
-    x_bytes = _line(images * math.prod(problem.size) * x.channels * itemsize(problem)) if x_packing else 0
+    x_bytes = lined(images * math.prod(problem.size) * x.channels * itemsize(problem)) if x_packing else 0
     y, y_packing = rows_of(problem, operands, "y", offset + x_bytes, images)
     if not x_packing and not y_packing:
         images, parts = problem.N, config["parts"]

@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from fastconv.backends.raw import tensor_map
 from fastconv.backends.raw.device import Grid, Properties
+from fastconv.backends.raw.tensor_map import Geometry
 from fastconv.compiler import cuda
 from fastconv.compiler.cuda import Instance
 from fastconv.errors import BackendError
@@ -91,6 +93,10 @@ class CupyDevice:
             )
         parameters = np.array([args.ctypes.data], np.uint64)
         self._driver.launchKernel(function.ptr, *grid, *block, shared, self._stream().ptr, parameters.ctypes.data, 0)
+
+    def tensor_map(self, geometry: Geometry, address: int) -> bytes:
+        """What the driver encodes."""
+        return tensor_map.encode(geometry, address)
 
     def scratch(self, nbytes: int) -> Any:
         """Memory of CuPy's pool, which goes back to it with the last reference, in the order of the stream."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Protocol
 
+from fastconv.backends.raw.tensor_map import Geometry
 from fastconv.compiler.cuda import Instance
 from fastconv.errors import BackendError
 
@@ -53,6 +54,9 @@ class Device(Protocol):
 
     def launch(self, function: Any, grid: Grid, block: Grid, shared: int, args: Any) -> None:
         """Run a kernel on one struct, passed by value (a NumPy structured scalar array)."""
+
+    def tensor_map(self, geometry: Geometry, address: int) -> bytes:
+        """The descriptor of what TMA copies from memory at this address; memoised."""
 
     def scratch(self, nbytes: int) -> Scratch:
         """Uninitialised memory, 256-byte aligned."""

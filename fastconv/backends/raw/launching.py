@@ -5,12 +5,14 @@ from __future__ import annotations
 import itertools
 import struct
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from fastconv.arrays import name_of
+from fastconv.backends.raw.args import MAP_BYTES
 from fastconv.backends.raw.device import Device, workspace_limit
+from fastconv.backends.raw.tensor_map import Geometry
 from fastconv.compiler.cuda import Instance
 from fastconv.errors import BackendError
 from fastconv.problem import Ints
@@ -26,23 +28,35 @@ STORED = {
 }  # fmt: skip
 
 
+class Mapped(NamedTuple):
+    """A tensor map of a struct: its offset there, and which of a call's addresses it begins at, so many bytes past."""
+
+    at: int
+    geometry: Geometry
+    address: int
+    offset: int
+
+
 class Step:
     """One launch: all of it but the addresses. Buffers for the struct are reused, each by one call at a time.
 
     Addresses are the first fields of a struct. Where `pointers` is given, they say per field which of a call's
-    addresses it takes; else a call has them in the order of the fields.
+    addresses it takes; else a call has them in the order of the fields. `maps` are the tensor maps of the struct.
     """
 
-    __slots__ = ("block", "dtype", "free", "function", "grid", "instance", "pack", "pointers", "shared", "template")
+    __slots__ = (
+        "block", "dtype", "free", "function", "grid", "instance", "maps", "pack", "pointers", "shared", "template",
+    )  # fmt: skip
 
     def __init__(
         self, instance: Instance, grid: int, filled: np.ndarray, pointers: Ints | None = None, block: int = THREADS,
-        shared: int = 0,
+        shared: int = 0, maps: tuple[Mapped, ...] = (),
     ):  # fmt: skip
         self.instance, self.grid, self.block, self.shared = instance, (grid, 1, 1), (block, 1, 1), shared
         self.template, self.dtype, self.pointers = filled.tobytes(), filled.dtype, pointers
         fields = address_fields(filled.dtype) if pointers is None else pointers
         self.pack = struct.Struct(f"={len(fields)}Q").pack_into
+        self.maps = maps
         self.free: list[tuple[bytearray, np.ndarray]] = []
         self.function: Any = None
 
@@ -57,6 +71,8 @@ class Step:
             self.pack(buffer, 0, *addresses)
         else:
             self.pack(buffer, 0, *[addresses[i] for i in self.pointers])
+        for at, geometry, address, offset in self.maps:
+            buffer[at : at + MAP_BYTES] = gpu.tensor_map(geometry, addresses[address] + offset)
         gpu.launch(self.function, self.grid, self.block, self.shared, filled)
         self.free.append((buffer, filled))
 

@@ -196,6 +196,8 @@ EMULATOR_MODEL void wgmma_wait(emulator::Site here = emulator::Site::here()) {
     emulator::wgmma_wait(LATEST, here);
 }
 template <int N>
+inline void settle(float (&)[N]) {}
+template <int N>
 inline void more_registers() {}
 template <int N>
 inline void fewer_registers() {}

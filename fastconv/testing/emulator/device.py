@@ -16,9 +16,10 @@ import numpy as np
 
 from fastconv import dispatch
 from fastconv.backends.raw import device as raw
+from fastconv.backends.raw.tensor_map import Geometry
 from fastconv.compiler.cuda import Instance, source_folder
 from fastconv.errors import BackendError, FastconvError
-from fastconv.testing.emulator import symbols
+from fastconv.testing.emulator import symbols, tensor_map
 from fastconv.testing.emulator.build import Toolchain
 from fastconv.testing.emulator.memory import SHARED, Operand, Region, Scratch, region_of_scratch, regions_of_operands
 
@@ -153,6 +154,10 @@ class EmulatedDevice:
         entries = [library[f"fastconv_launch_{number}"] for number in range(len(names))]
         anchor = ctypes.cast(entries[0], ctypes.c_void_p).value or 0
         return [Function(name, entry, path, anchor) for name, entry in zip(names, entries, strict=True)]
+
+    def tensor_map(self, geometry: Geometry, address: int) -> bytes:
+        """The descriptor as bulk.cpp reads it."""
+        return tensor_map.of(geometry, address).tobytes()
 
     def scratch(self, nbytes: int) -> Scratch:
         """Uninitialised memory, 256-byte aligned."""

@@ -6,10 +6,12 @@ The order of axes is the driver's, fastest first. A descriptor is 16 words of 64
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
+from fastconv.backends.raw.tensor_map import SWIZZLE, Boxes, Geometry
 from fastconv.errors import ShapeError
 
 #: The struct Map in bulk.cpp.
@@ -87,6 +89,25 @@ def im2col(
     words["lower"][:axes], words["upper"][:axes] = lower[::-1], upper[::-1]
     _check_row(channels * view.itemsize, swizzle)
     return _words(words)
+
+
+def of(geometry: Geometry, address: int) -> np.ndarray:
+    """The descriptor of what the raw backend asks for."""
+    placed: Any = SimpleNamespace(
+        __array_interface__={
+            "data": (address, False),
+            "shape": geometry.shape,
+            "strides": geometry.strides,
+            "typestr": "<u2",
+            "version": 3,
+        }
+    )
+    view = np.asarray(placed)
+    if isinstance(geometry, Boxes):
+        return tiled(view, geometry.box, swizzle=SWIZZLE)
+    return im2col(
+        view, geometry.lower, geometry.upper, geometry.channels, geometry.pixels, steps=geometry.steps, swizzle=SWIZZLE
+    )
 
 
 def _encode(view: Any, steps: Sequence[int] | None, swizzle: int) -> np.ndarray:
