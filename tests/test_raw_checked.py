@@ -15,10 +15,15 @@ TILED = [
     for op in ("conv_fprop", "conv_dgrad", "conv_wgrad")
     for layout, dtype in (("NHWC", "float16"), ("NCHW", "float32"), ("NCHW", "float64"))
 ]
+STRIPS = [
+    (op, f"conv2d n=1 c=16 size=9x19 k=16 ksize=3x5 pad=1x2 stride=2 groups=16 layout={layout} dtype={dtype}")
+    for op in ("conv_fprop", "conv_dgrad")
+    for layout, dtype in (("NHWC", "float16"), ("NCHW", "float32"))
+]
 CHECKED = emulator.EmulatedDevice(sanitize=True, seed=7)
 
 
-@pytest.mark.parametrize(("op", "case"), [*FIRST.items(), *TILED])
+@pytest.mark.parametrize(("op", "case"), [*FIRST.items(), *TILED, *STRIPS])
 def test_kernels_pass_every_check(op, case):
     with emulator.using(CHECKED):
         selftest.replay("raw", op, case)

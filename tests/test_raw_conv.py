@@ -134,6 +134,34 @@ def test_walks():
     assert not conv_gemm.walk("conv_fprop", problem, inside, 2) & args.CHANNELS  # parts lie in planes
 
 
+@pytest.mark.parametrize(
+    ("line", "op", "axis", "instance"),
+    [
+        ("conv2d n=8 c=32 size=14 k=32 ksize=3 pad=1 groups=32 layout=NHWC", "conv_fprop", "W", "float, 4, 1"),
+        ("conv2d n=8 c=32 size=14 k=32 ksize=3 pad=1 stride=2 groups=32 layout=NHWC", "conv_fprop", "W", "float, 4, 2"),
+        ("conv2d n=8 c=30 size=14 k=30 ksize=3 pad=1 groups=30 layout=NHWC", "conv_fprop", "W", "float, 1, 1"),
+        ("conv2d n=8 c=32 size=14 k=32 ksize=7 pad=3 groups=32", "conv_dgrad", "H", "float, 1, 1"),
+        ("conv2d n=8 c=32 size=14 k=32 ksize=3 stride=2 groups=32", "conv_dgrad", "H", "float, 1, 1"),
+        ("conv2d n=8 c=32 size=14 k=32 ksize=3 stride=2x3 groups=32", "conv_fprop", "H", "float, 1, 2"),
+        ("conv1d n=8 c=32 size=99 k=32 ksize=4 pad=3:0 groups=32 layout=NHWC", "conv_fprop", "W", "float, 4, 1"),
+        ("conv1d n=8 c=32 size=99 k=32 ksize=4 pad=3:0 groups=32", "conv_fprop", None, None),
+        ("conv2d n=8 c=32 size=14 k=32 ksize=3 stride=3 groups=32", "conv_fprop", None, None),
+        ("conv2d n=8 c=32 size=14 k=32 ksize=3 stride=3 groups=32", "conv_dgrad", None, None),
+        ("conv2d n=8 c=32 size=14 k=64 ksize=3 groups=32", "conv_fprop", None, None),
+        ("conv2d n=8 c=32 size=14 k=32 ksize=3 groups=32 dtype=int32", "conv_fprop", None, None),
+    ],
+)
+def test_strips(line, op, axis, instance):
+    """Along W where channels lie side by side, else along H; what strips do not take goes to the general kernel."""
+    problem = ConvProblem.parse(line)
+    offered = conv_depthwise.offer(op, problem, H100)
+    assert offered.config == ({"kernel": "general"} if axis is None else {"kernel": "strips", "axis": axis})
+    assert conv_depthwise.WHY[offered.config["kernel"]] in offered.why
+    (step,) = conv_depthwise.steps(op, problem, offered.config, Operands.contiguous(problem))
+    assert step.instance.kernel == ("conv_depthwise_strips" if axis else f"{op}_depthwise")
+    assert instance is None or str(step.instance) == f"conv_depthwise_strips<{instance}>"
+
+
 def test_every_launch_is_shipped():
     """No plan asks for an instance that `instances()` does not list; none is listed twice."""
     listed = list(conv.instances())
@@ -158,6 +186,8 @@ def test_claims():
             assert promised["registers"] <= 255
             packed = {"conv_direct.cu": "SCALAR", "conv_depthwise.cu": "1"}.get(instance.file)
             assert packed is None or ("LDG.128" in promised.get("sass", ())) == (instance.args[-1] != packed)
+            if instance.file == "conv_depthwise_strips.cu":
+                assert ("LDG.128" in promised.get("sass", ())) == (instance.args[1] != "1")
 
 
 # ---------------------------------------------------------------- the structs
@@ -168,7 +198,7 @@ def test_claims():
     ("name", "dtype"),
     [
         ("Conv", args.CONV), ("Splits", args.SPLITS), ("Divisor", args.DIVISOR), ("Pool", args.POOL),
-        ("Map", args.MAP), ("BiasGrad", args.BIAS_GRAD), ("Signal", args.SIGNAL),
+        ("Map", args.MAP), ("BiasGrad", args.BIAS_GRAD), ("Signal", args.SIGNAL), ("Strips", args.STRIPS),
     ],
 )  # fmt: skip
 def test_struct(name, dtype):
@@ -194,6 +224,11 @@ SEAMS = {
     "packs_ohwi": "conv2d n=1 c=16 size=6x5 k=24 ksize=2x3 pad=1 layout=NHWC weight_layout=OHWI",
     "packs_depthwise": "conv2d n=2 c=24 size=7x6 k=24 ksize=3x5 pad=1:2x2 groups=24 layout=NHWC",
     "packs_depthwise_oihw": "conv2d n=1 c=16 size=7x6 k=16 ksize=3 stride=2 groups=16 layout=NHWC weight_layout=OIHW",
+    "packs_depthwise_far": "conv2d n=1 c=16 size=8x9 k=16 ksize=3 stride=3 pad=1 groups=16 layout=NHWC",
+    "strips_strided": "conv2d n=2 c=16 size=19x21 k=16 ksize=3 pad=2 stride=2 dilation=3 groups=16",
+    "strips_nhwc": "conv2d n=1 c=8 size=5x45 k=8 ksize=4x6 pad=0:3x5:2 stride=1x2 dilation=1x2 groups=8 layout=NHWC",
+    "strips_long": "conv2d n=1 c=8 size=40x6 k=8 ksize=11x5 pad=5 stride=1x3 dilation=2x1 groups=8",
+    "strips_3d": "conv3d n=1 c=8 size=5x9x11 k=8 ksize=2x3x7 pad=1 stride=2 dilation=1x2x1 groups=8 layout=NHWC",
     "tiles": "conv2d n=3 c=10 size=9x10 k=67 ksize=3 stride=2 pad=1 bias=67 activation=relu",
     "tiles_nhwc": "conv2d n=2 c=68 size=9x10 k=132 ksize=2 layout=NHWC",
     "tiles_grouped": "conv3d n=2 c=12 size=5x6x7 k=30 ksize=3 pad=1 groups=3",

@@ -113,6 +113,23 @@ struct Gather {
     int32_t wide;  // 1: rows of d's channels can be written 16 bytes at a time
 };
 
+// conv_depthwise_strips: what differs between its passes, all of which are over the same axes.
+struct StripPass {
+    int64_t w0, d0;  // elements before the first ones used
+    int32_t out[3], taps[3], first[3];
+};
+
+// conv_depthwise_strips: a is the source, d the result, as in Gather. The axes are in the kernel's order, a strip along
+// the last of them. `extent`: of the largest pass, in strips along the last axis; `apart` is above 0.
+struct Strips {
+    void *a, *w, *d, *bias;
+    int64_t as[5], ws, wt[3], ds[5], bs, N;
+    Divisor blocks, extent[3];
+    int32_t activation, bt, walk, count;  // count: of the passes
+    int32_t source[3], step[3], apart[3];
+    StripPass passes[8];
+};
+
 // conv_mma_wgrad: C and K are those of a group as x and y have them, Cw and Kw as w has them (fewer, where rows of
 // channels were filled up). The pixels of all images are cut into parts of `part`; a step of the kernel moves a
 // thread's pixel on by `advance_n` images and `advance` outputs along each axis. The sums go to w, or with more

@@ -27,6 +27,18 @@ template <class A> __device__ inline A read(const Any* from, int64_t i, int dtyp
     }
 }
 
+// The weights of V channels, `stride` apart.
+template <class A, int V, class T> __device__ inline void weights_of(A (&weights)[V], const T* from, int64_t stride, int type) {
+    if (V > 1 && stride == 1) {
+        Pack<T, V> packed = load<V>(from);
+#pragma unroll
+        for (int v = 0; v < V; ++v) weights[v] = value<A>(packed.at[v], type);
+    } else {
+#pragma unroll
+        for (int v = 0; v < V; ++v) weights[v] = read<A>(from, v * stride, type);
+    }
+}
+
 // The bias of a channel, 0 where there is none; its dtype is its own.
 template <class A> __device__ inline A bias_of(const void* bias, int64_t i, int dtype) {
     return bias ? read<A>(static_cast<const Any*>(bias), i, dtype) : A(0);

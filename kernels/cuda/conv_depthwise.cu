@@ -14,18 +14,6 @@
 
 constexpr int TAPS = 9;
 
-// The weights of V channels, `stride` apart.
-template <class A, int V, class T> __device__ inline void weights_of(A (&weights)[V], const T* from, int64_t stride, int type) {
-    if (V > 1 && stride == 1) {
-        Pack<T, V> packed = load<V>(from);
-#pragma unroll
-        for (int v = 0; v < V; ++v) weights[v] = value<A>(packed.at[v], type);
-    } else {
-#pragma unroll
-        for (int v = 0; v < V; ++v) weights[v] = read<A>(from, v * stride, type);
-    }
-}
-
 template <int PASS, class T, class R, int V> __device__ inline void gather(const Conv& a) {
     using A = computed<R>;
     constexpr bool forward = PASS == FPROP;

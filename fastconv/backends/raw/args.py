@@ -49,6 +49,18 @@ GATHER = np.dtype(
     align=True,
 )
 
+STRIP_PASS = np.dtype([("w0", L), ("d0", L), *((name, I, 3) for name in ("out", "taps", "first"))], align=True)
+
+STRIPS = np.dtype(
+    [(name, P) for name in ("a", "w", "d", "bias")]
+    + [("as", L, 5), ("ws", L), ("wt", L, 3), ("ds", L, 5), ("bs", L), ("N", L)]
+    + [("blocks", DIVISOR), ("extent", DIVISOR, 3)]
+    + [(name, I) for name in ("activation", "bt", "walk", "count")]
+    + [(name, I, 3) for name in ("source", "step", "apart")]
+    + [("passes", STRIP_PASS, 8)],
+    align=True,
+)
+
 WGRAD = np.dtype(
     [(name, P) for name in ("x", "w", "y", "scratch")]
     + [(name, L) for name in ("x0", "y0", "s0")]
