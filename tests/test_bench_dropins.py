@@ -84,3 +84,9 @@ def test_the_page_has_every_program():
     page = dropins.page({"jax": [Figure("3x3", 2e-3, 1e-3), Figure("5x5", wrong="wrong: output 0 differs by 1.0e+00")]})
     assert "| 3x3 | 2.00 | 1.00 | 2.00x |  |" in page
     assert "| 5x5 | - | - | - | wrong: output 0 differs by 1.0e+00 |" in page
+
+
+def test_the_page_keeps_the_tables_of_other_libraries():
+    first = dropins.page({"jax": [Figure("3x3", 2e-3, 1e-3)], "scipy": [Figure("a", 1.0, 2.0)]})
+    second = dropins.page({"scipy": [Figure("b", 1.0, 4.0)]}, first)
+    assert second == first.replace("| a | 1000.00 | 2000.00 | 0.50x |", "| b | 1000.00 | 4000.00 | 0.25x |")

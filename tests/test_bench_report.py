@@ -3,6 +3,7 @@
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -303,7 +304,7 @@ def test_a_machine_in_another_state(run_of):
 
 
 def test_runs_of_the_first_format_compare():
-    old = kept.runs(kept.RESULTS)["2026-11-21-amd-epyc-2-cores.json"]
+    old = results.load(Path(__file__).parent / "data" / "run_of_the_first_format.json")
     found = compare.compare(old, old)
     assert found.counts()["same"] == len(old["rows"])
     assert Page(report.render_comparison(found)).faults == []

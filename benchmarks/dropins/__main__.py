@@ -1,6 +1,6 @@
 """The tables of all drop-ins, a process for each library; run it on an idle machine.
 
-``--keep`` writes them to benchmarks/results/dropins.md, and the ratios into the project's table of libraries.
+``--keep`` writes those measured to benchmarks/results/dropins.md, and the ratios into the project's table of libraries.
 """
 
 from __future__ import annotations
@@ -83,7 +83,8 @@ def table(name: str, figures: Sequence[Figure]) -> str:
 
 
 def keep(figures: dict[str, list[Figure]]) -> None:
-    PAGE.write_text(page(figures), encoding="utf-8")
+    before = PAGE.read_text("utf-8") if PAGE.exists() else ""
+    PAGE.write_text(page(figures, before), encoding="utf-8")
     ratios: dict[str, list[float]] = {}
     for name, found in figures.items():
         ratios.setdefault(LIBRARIES[name][2], []).extend(figure.ratio for figure in found if not figure.wrong)
@@ -91,16 +92,19 @@ def keep(figures: dict[str, list[Figure]]) -> None:
     kept.README.write_text(with_ratios(text, {library: found for library, found in ratios.items() if found}), "utf-8")
 
 
-def page(figures: dict[str, list[Figure]]) -> str:
+def page(figures: dict[str, list[Figure]], before: str = "") -> str:
+    """The page with these tables, and those of the other libraries as they were."""
     where = environment()
-    machine = where["machine"]
+    machine, commit = where["machine"], where["commit"] or "-"
+    line = f"{machine['cpu']}, {machine['usable_cores']} cores, {where['date'][:10]}, commit {commit}"
+    sections = dict(part.partition("\n\n")[::2] for part in before.split("\n\n## ")[1:])
+    sections |= {name: f"{line}\n\n{table(name, found)}" for name, found in figures.items()}
     parts = [
         "# Other libraries' programs on fastconv",
         "Made by `python -m fastconv.benchmarks.dropins --keep`. Each row is a program in one process, in turns on the "
         "library's own kernels and on fastconv's, verified before and after; medians in ms, and how many times as fast "
         "fastconv was.",
-        f"{machine['cpu']}, {machine['usable_cores']} cores, {where['date'][:10]}, commit {where['commit'] or '-'}",
-        *(table(name, found) for name, found in figures.items()),
+        *(f"## {name}\n\n{sections[name].strip()}" for name in LIBRARIES if name in sections),
     ]
     return "\n\n".join(parts) + "\n"
 
