@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from functools import lru_cache, partial
-from types import ModuleType
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -105,14 +105,12 @@ def _measure(op: str, problem: ConvProblem) -> str:
 
 
 @lru_cache(maxsize=1)
-def kernels() -> ModuleType:
+def kernels() -> SimpleNamespace:
     """The compiled entry points; importing Numba waits until one is needed."""
-    from fastconv.compiler.host import host_kernel
+    from fastconv.compiler.host import host_kernels
     from fastconv.kernels.numba_cpu import gemm
 
-    for name in ("gather", "wgrad_dot", "wgrad_outer", "pack_weights"):
-        host_kernel(getattr(gemm, name))
-    return gemm
+    return host_kernels(gemm, "gather", "wgrad_dot", "wgrad_outer", "pack_weights")
 
 
 # ---------------------------------------------------------------- fprop and dgrad

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from functools import lru_cache
-from types import ModuleType
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
@@ -29,13 +29,11 @@ def takes(problem: ConvProblem, *arrays: np.ndarray) -> bool:
 
 
 @lru_cache(maxsize=1)
-def kernels() -> ModuleType:
-    from fastconv.compiler.host import host_kernel
+def kernels() -> SimpleNamespace:
+    from fastconv.compiler.host import host_kernels
     from fastconv.kernels.numba_cpu import gemm_last
 
-    for name in ("gather_last", "pack_panels", "wgrad_last"):
-        host_kernel(getattr(gemm_last, name))
-    return gemm_last
+    return host_kernels(gemm_last, "gather_last", "pack_panels", "wgrad_last")
 
 
 def _vectors(M: int, dtype: np.dtype) -> tuple[int, int, int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import lru_cache
-from types import ModuleType
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,25 +23,20 @@ LANES = 16  # filters of channels-last arrays are padded to whole vectors, of an
 
 
 @lru_cache(maxsize=1)
-def kernels() -> ModuleType:
-    from fastconv.compiler.host import host_kernel
+def kernels() -> SimpleNamespace:
+    from fastconv.compiler.host import host_kernels
     from fastconv.kernels.numba_cpu import depthwise
 
-    for name in ("planes", "channels", "wgrad_planes", "wgrad_channels"):
-        host_kernel(getattr(depthwise, name))
-    return depthwise
+    return host_kernels(depthwise, "planes", "channels", "wgrad_planes", "wgrad_channels")
 
 
 @lru_cache(maxsize=2)
-def tiles(last: bool) -> ModuleType:
+def tiles(last: bool) -> SimpleNamespace:
     """The register tiles for channels-last arrays, or for rows of pixels."""
-    from fastconv.compiler.host import host_kernel
+    from fastconv.compiler.host import host_kernels
     from fastconv.kernels.numba_cpu import depthwise_channels, depthwise_tiles
 
-    module = depthwise_channels if last else depthwise_tiles
-    for name in ("fprop", "spread", "wgrad"):
-        host_kernel(getattr(module, name))
-    return module
+    return host_kernels(depthwise_channels if last else depthwise_tiles, "fprop", "spread", "wgrad")
 
 
 def tiled(problem: ConvProblem) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
-from types import ModuleType
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -92,13 +92,11 @@ def pays(op: str, problem: ConvProblem) -> bool:
 
 
 @lru_cache(maxsize=1)
-def kernels() -> ModuleType:
-    from fastconv.compiler.host import host_kernel
+def kernels() -> SimpleNamespace:
+    from fastconv.compiler.host import host_kernels
     from fastconv.kernels.numba_cpu import winograd
 
-    for name in ("filters", "by_tiles", "by_filters"):
-        host_kernel(getattr(winograd, name))
-    return winograd
+    return host_kernels(winograd, "filters", "by_tiles", "by_filters")
 
 
 class Config(NamedTuple):

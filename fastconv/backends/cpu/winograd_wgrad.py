@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from types import ModuleType
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,12 +18,11 @@ SHARES = 16  # tasks that there should be at least, by cutting the tiles where t
 
 
 @lru_cache(maxsize=1)
-def kernels() -> ModuleType:
-    from fastconv.compiler.host import host_kernel
+def kernels() -> SimpleNamespace:
+    from fastconv.compiler.host import host_kernels
     from fastconv.kernels.numba_cpu import winograd_wgrad
 
-    host_kernel(winograd_wgrad.wgrad)
-    return winograd_wgrad
+    return host_kernels(winograd_wgrad, "wgrad")
 
 
 def parts(vectors: int, most: int) -> int:
