@@ -30,7 +30,8 @@ from fastconv.kernels.numba_cpu.product import multiply
 from fastconv.kernels.numba_cpu.simd import NV, ROWS, VECTOR_BYTES, get, move, move_every, put, width
 
 BLOCK = 384  # rows (c, t) of a gather panel: 72 KiB of float32 at three vectors, beside ROWS rows of weights
-BUNDLE = 4  # panels that share a pass over the weights; they fill a third of an L2 of 1 MiB
+BUNDLE = 4  # panels of BLOCK rows that share a pass over the weights; they fill a third of an L2 of 1 MiB
+LONGEST = 32  # panels of few rows that do; their results are whole stretches of y
 FEW_BLOCKS = 3  # of output channels that read pixels where they lie: packing would cost as much as it saves
 
 
@@ -258,7 +259,7 @@ def gather_task(X, S, Y, g, taps, x, a, a_block, a_row, a_step, bias, code, y, f
     """The channel blocks [b0, b1) of a bundle of panels; x, a, bias and y begin at the group's."""
     K = g.C * taps.shape[0]
     panel_bytes = min(BLOCK, K) * NV * VECTOR_BYTES
-    sums = unfolded + BUNDLE * panel_bytes
+    sums = unfolded + found.shape[0] * panel_bytes
     for r0 in range(0, K, BLOCK):
         r1 = min(K, r0 + BLOCK)
         for q in range(found.shape[0]):
@@ -278,7 +279,7 @@ def gather_task(X, S, Y, g, taps, x, a, a_block, a_row, a_step, bias, code, y, f
                     keep = 0 if b1 - b0 <= FEW_BLOCKS else panel
                     panel, panel_row = x + (found[q, 3] + r0 * g.xc) * size(X), g.xc * size(X)
                 # With one block of rows the sums leave at once, and one tile's place serves all.
-                c = sums + ((b - b0) * BUNDLE + q if K > BLOCK else 0) * ROWS * NV * VECTOR_BYTES
+                c = sums + ((b - b0) * found.shape[0] + q if K > BLOCK else 0) * ROWS * NV * VECTOR_BYTES
                 out, out_row = c, nv * VECTOR_BYTES
                 inside = r1 == K and found[q, 4] >= 0 and rows == ROWS and code <= 1
                 if inside:
@@ -299,8 +300,8 @@ def gather(
 
     Weights are at `a` in S: channel i of block b of group g and row r at bytes
     ``g * a_group + b * a_block + i * a_row + r * a_step``, complete blocks of ROWS channels; `bias` is
-    S[G, blocks * ROWS]. Pixels are cut into `panels` of up to NV vectors, and these into `bundles` of up
-    to BUNDLE, which read a block's weights together. Tasks are G x `splits` of the channel blocks x `bundles`;
+    S[G, blocks * ROWS]. Pixels are cut into `panels` of up to NV vectors, and these into `bundles`, which
+    read a block's weights together. Tasks are G x `splits` of the channel blocks x `bundles`;
     each thread uses `work_bytes` at `work`: a bundle of panels, and where the rows (c, t) take
     several of them, the sums so far.
     """

@@ -45,7 +45,11 @@ def _multiply(nv):
             for k0 in range(0, K, width(S)):
                 fetch(a_next + k0 * size(S), a_row)
                 for k in range(k0, min(K, k0 + width(S))):
-                    tile = outer(tile, ROWS, nv, a + k * a_step, a_row, b + k * b_row)
+                    row = b + k * b_row
+                    prefetch(a + (k + AHEAD) * a_step)
+                    for j in range(nv):
+                        prefetch(row + AHEAD * b_row + j * VECTOR_BYTES)
+                    tile = outer(tile, ROWS, nv, a + k * a_step, a_row, row)
         if not fresh:
             tile = add_from(tile, ROWS, nv, c, c_row)
         if last:

@@ -236,13 +236,14 @@ def _bind_pass(
     K, code, count = C * len(taps), activation_code(problem), threads()
     panels = -(-problem.N * math.prod(counts) // (NV * VECTOR_BYTES // dtype.itemsize))
     offset = one.offset(part)
+    bundle = min(gemm.LONGEST, gemm.BUNDLE * max(1, gemm.BLOCK // K))
     calls = []
     for number, filters in enumerate(_lay(problem, forward, one, w)):
         G, rows = filters.groups, filters.m1 - filters.m0
         blocks = -(-rows // gemm.ROWS)
-        bundles, splits = cut(G, panels, gemm.BUNDLE, blocks, SPLIT_BLOCKS, count)
+        bundles, splits = cut(G, panels, bundle, blocks, SPLIT_BLOCKS, count)
         sums = -(-blocks // splits) if K > gemm.BLOCK else 1
-        nbytes = (min(gemm.BLOCK, K) + sums * gemm.ROWS) * gemm.BUNDLE * NV * VECTOR_BYTES
+        nbytes = (min(gemm.BLOCK, K) + sums * gemm.ROWS) * bundle * NV * VECTOR_BYTES
         first = filters.g0 * M + filters.m0
         calls.append((
             filters, None if kept is None else kept[number], first, G, rows, blocks * gemm.ROWS,
