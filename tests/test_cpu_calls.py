@@ -1,4 +1,4 @@
-"""How the kernels of the cpu backend are called: by entry point, with numbers worked out once per form of the operands."""
+"""How the kernels of the cpu backend are called: by entry point, with numbers worked out once for each form."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_threads_are_part_of_the_form():
 
 
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
-@pytest.mark.parametrize("ksize, groups", [(1, 1), (3, 1), (3, 2), (5, 1)])
+@pytest.mark.parametrize(("ksize", "groups"), [(1, 1), (3, 1), (3, 2), (5, 1)])
 def test_a_bias_of_any_form(layout, ksize, groups):
     rng = np.random.default_rng(1)
     x = rng.integers(-3, 4, (1, 32, 12, 12)).astype("f")
