@@ -32,8 +32,9 @@ BYTES = (torch.int8, torch.uint8)
 
 def lend(tensor: Tensor) -> Any:
     """What fastconv is given: a NumPy view of a tensor in the CPU's memory, and a CUDA tensor as it is."""
-    tensor = tensor.detach()
-    if tensor.device.type != "cpu":
+    if tensor.requires_grad:
+        tensor = tensor.detach()
+    if not tensor.is_cpu:
         return tensor
     if tensor.dtype is torch.bfloat16:  # which NumPy knows through ml_dtypes only
         return tensor.view(torch.int16).numpy().view(arrays.bfloat16())
