@@ -41,6 +41,11 @@ class HostKernel:
         self._kinds: Callable[[tuple[Any, ...]], Any] | None = None
         self._entries: dict[Any, Callable[..., None]] = {}
 
+    def entry(self, *types: Any) -> Callable[..., Any]:
+        """The entry point for arguments of these Numba types, from the disk cache if it is there."""
+        compiled: Callable[..., Any] = self._dispatcher.compile(types)
+        return compiled
+
     def __call__(self, *arguments: Any) -> None:
         kinds = self._kinds
         if kinds is None:
@@ -48,8 +53,7 @@ class HostKernel:
         try:
             entry = self._entries[kinds(arguments)]
         except KeyError:
-            entry = self._dispatcher.compile(tuple(map(numba.typeof, arguments)))
-            self._entries[kinds(arguments)] = entry
+            entry = self._entries[kinds(arguments)] = self.entry(*map(numba.typeof, arguments))
         entry(*arguments)
 
 

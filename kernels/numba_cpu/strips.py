@@ -35,7 +35,8 @@ from numba.extending import (
 )
 
 from fastconv.kernels.numba_cpu.elementwise import activate
-from fastconv.kernels.numba_cpu.gemm import clear, copy_row, scatter_row
+from fastconv.kernels.numba_cpu.gemm import copy_row, scatter_row
+from fastconv.kernels.numba_cpu.gemm_wgrad import clear
 from fastconv.kernels.numba_cpu.memory import computed_name, load, size, store
 from fastconv.kernels.numba_cpu.simd import (
     NV,
@@ -529,7 +530,7 @@ def gather(F, X, S, Y, k, turned, straight, phases, taps, passes, x, a, a_group,
 
 
 @njit(parallel=True, nogil=True)
-def pack_filters(F, W, S, passes, w, G, M, C, wg, wm, wc, wt, a):
+def pack_filters(F, W, S, passes, G, M, C, wg, wm, wc, wt, w, a):
     """a[G][pass][block of F.rows][c][tap of the pass][F.rows], zeros beyond M, from w[g, m, c, t]; see gemm.py."""
     blocks = (M + F.rows - 1) // F.rows
     for index in prange(G * blocks):

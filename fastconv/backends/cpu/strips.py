@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from fastconv.backends.base import Launch
+from fastconv.backends.cpu.calls import Call, Filters, address, by_form, padded_bias
 from fastconv.backends.cpu.passes import (
     Pass,
+    activation_code,
     backward_axes,
     compute_dtype,
     forward_axes,
@@ -25,10 +26,9 @@ from fastconv.backends.cpu.passes import (
     strides_of,
     weight_strides,
 )
-from fastconv.backends.cpu.workspace import threads, workspace
-from fastconv.problem import ACTIVATIONS, ConvProblem, Ints
+from fastconv.backends.cpu.workspace import Scratch, scratch, threads
+from fastconv.problem import ConvProblem, Ints
 
-Run = Callable[..., None]
 FEW = 4  # channels that fill the registers with pixels
 GROUP = 32  # channels of a group, at most: beyond, im2col is repaid by what is multiplied
 ENOUGH = 196  # pixels of dy whose residues are better read from one strip than unfolded one by one
@@ -120,16 +120,6 @@ def tables(op: str, problem: ConvProblem) -> Tables:
     return Tables(passes, spans, np.array(phases, np.int64), shifts, first, steps, outputs, ways)
 
 
-class Filters(NamedTuple):
-    """Filters as the kernel reads them; see its head."""
-
-    array: np.ndarray  # keeps the memory alive
-    group: int
-    block: int
-    row: int
-    step: int
-
-
 class Cut(NamedTuple):
     """Rows of outputs, channels of a group and groups of one strip."""
 
@@ -184,55 +174,61 @@ def adjacent_channels(array: np.ndarray) -> bool:
     return array.shape[1] > 1 and array.strides[1] == array.itemsize and array.strides[-1] != array.itemsize
 
 
-def plan(op: str, problem: ConvProblem, why: str, otherwise: Run, kept: Filters | None = None) -> Launch:
+def plan(op: str, problem: ConvProblem, why: str, otherwise: Call, kept: Scratch | None = None) -> Launch:
     """`otherwise` takes arrays that lie unfavourably, and dgrad's results that are not finite."""
     forward = op == "conv_fprop"
     t = tables(op, problem)
     C, M = sides(op, problem)
-    G, dtype = problem.groups, compute_dtype(problem)
-    code = 0 if problem.activation is None else ACTIVATIONS.index(problem.activation) + 1
+    G, dtype, code = problem.groups, compute_dtype(problem), activation_code(problem)
     bordered = not forward and any(one.meets_border for one in t.passes)
     height = tiles(M)[0].rows
-    blocks = -(-M // height)
+    padded = -(-M // height) * height
+
+    def bind(y: np.ndarray, x: np.ndarray, w: np.ndarray, bias: np.ndarray | None) -> Call:
+        if not takes(problem, M, x, y):
+            return otherwise
+        kernel, count = kernels(), threads()
+        turned = adjacent_channels(x) and adjacent_channels(y)
+        k, tile, places, passes, nbytes = _arguments(op, problem, turned, count, strides_of(x), strides_of(y))
+        straight = k.weave == k.y2 == 1 and y.dtype == dtype and code <= 1
+        types = storage(x.dtype), storage(dtype), storage(y.dtype)
+        filters = lay(w)
+
+        def call(y: np.ndarray, x: np.ndarray, w: np.ndarray, bias: np.ndarray | None) -> None:
+            a = filters.held(w, kept)
+            biases = padded_bias(bias, G, M, padded, dtype)
+            work = scratch(count * nbytes)
+            kernel.gather(
+                tile, *types, k, turned, straight, t.phases, places, passes, address(x), a, *filters.steps,
+                address(biases), code, address(y), work.address, nbytes,
+            )  # fmt: skip
+
+        return call
+
+    def lay(w: np.ndarray, in_place: bool = kept is None) -> Filters:
+        """Bytes from group to group, block to block (0 where they are packed), row to row and product to product."""
+        wg, wm, wc, offsets, step = weight_strides(t.passes[0], forward, problem.K // G, strides_of(w))
+        size = dtype.itemsize
+        if in_place and step and len(t.passes) == 1 and w.dtype == dtype and M % height == 0:
+            return Filters(0, G, 0, M, (wg * size, wm * height * size, wm * size, step * size))
+        offsets = np.concatenate([weight_strides(one, forward, 1, strides_of(w))[3] for one in t.passes])
+        pack = partial(
+            kernels().pack_filters, tiles(M)[0], storage(w.dtype), storage(dtype), t.spans, G, M, C, wg, wm, wc, offsets
+        )
+        group = padded * C * len(t.shifts) * size
+        return Filters(0, G, 0, M, (group, 0, size, height * size), G * group, 0, pack)
+
+    plainly = by_form(bind)
 
     def run(y: np.ndarray, x: np.ndarray, w: np.ndarray, bias: np.ndarray | None) -> None:
         if y.size == 0:
             return
-        if not takes(problem, M, x, y):
-            otherwise(y, x, w, bias)
-            return
-        kernel, count = kernels(), threads()
-        turned = adjacent_channels(x) and adjacent_channels(y)
-        k, tile, places, passes, nbytes = _launch(op, problem, turned, count, strides_of(x), strides_of(y))
-        biases = np.zeros((G, blocks * height), dtype)
-        if bias is not None:
-            biases[:, :M] = bias.reshape(G, M)
-        filters = packed(w) if kept is None else kept
-        straight = k.weave == k.y2 == 1 and y.dtype == dtype and code <= 1
-        kernel.gather(
-            tile, storage(x.dtype), storage(dtype), storage(y.dtype), k, turned, straight, t.phases, places, passes,
-            x.ctypes.data, filters.array.ctypes.data, *filters[1:], biases.ctypes.data, code, y.ctypes.data,
-            workspace(count * nbytes).ctypes.data, nbytes,
-        )  # fmt: skip
+        plainly(y, x, w, bias)
         if bordered and not np.isfinite(min(w, y, key=lambda array: array.size)).all():
             otherwise(y, x, w, bias)  # the zeros beyond dy are no part of its sums
 
-    def packed(w: np.ndarray, keep: bool = False) -> Filters:
-        wg, wm, wc, offsets, step = weight_strides(t.passes[0], forward, problem.K // G, strides_of(w))
-        size = dtype.itemsize
-        if step and len(t.passes) == 1 and w.dtype == dtype and M % height == 0 and not keep:
-            return Filters(w, wg * size, wm * height * size, wm * size, step * size)
-        offsets = np.concatenate([weight_strides(one, forward, 1, strides_of(w))[3] for one in t.passes])
-        group = blocks * height * C * len(t.shifts) * size
-        array = np.empty(G * group, np.uint8) if keep else workspace(G * group, "weights")
-        kernels().pack_filters(
-            tiles(M)[0], storage(w.dtype), storage(dtype), t.spans, w.ctypes.data, G, M, C, wg, wm, wc, offsets,
-            array.ctypes.data,
-        )  # fmt: skip
-        return Filters(array, group, 0, size, height * size)
-
     def prepare(w: np.ndarray) -> Launch:
-        return plan(op, problem, why, otherwise, packed(w, keep=True))
+        return plan(op, problem, why, otherwise, lay(w, in_place=False).packed(w))
 
     config = {"passes": len(t.passes), "tile": f"{height}x{tiles(M)[0].nv} vectors"}
     return Launch(run, "strips", why, config, STRIP_BYTES, prepare)
@@ -247,7 +243,7 @@ class Arguments(NamedTuple):
 
 
 @lru_cache(maxsize=1024)
-def _launch(op: str, problem: ConvProblem, turned: bool, count: int, x: Ints, y: Ints) -> Arguments:
+def _arguments(op: str, problem: ConvProblem, turned: bool, count: int, x: Ints, y: Ints) -> Arguments:
     """What the kernel is told of operands with these strides."""
     from fastconv.kernels.numba_cpu import simd
     from fastconv.kernels.numba_cpu.strips import Strip
