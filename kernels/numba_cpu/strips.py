@@ -56,7 +56,7 @@ from fastconv.kernels.numba_cpu.simd import (
     width,
     zeros,
 )
-from fastconv.kernels.numba_cpu.winograd_transforms import FLOAT, LANES, _lanes, _rows_below, _transposed, turn_in
+from fastconv.kernels.numba_cpu.winograd_transforms import FLOAT, LANES, _lanes, _rows_below, _transposed
 
 ACCUMULATORS = 24 if REGISTERS == 32 else 12
 
@@ -193,8 +193,29 @@ def pack_strip_last(X, S, k, phases, x, q0, c0, c1, strip):
             clear(S, strip + (c * k.channel + f * k.plane + stop) * size(S), k.plane - stop)
 
 
+@intrinsic
+def turn(typing, source, row, rows, count, target, step):
+    """target[j, i] = source[i, j] for i < rows and j < count, at most LANES; `row` and `step` bytes apart."""
+
+    def generate(context, builder, signature, args):
+        source, row, rows, count, target, step = args
+        llvm = context.get_value_type(VectorType(FLOAT))
+        columns, below = _lanes(builder, _i64(0), count), _lanes(builder, _i64(0), rows)
+        loaded = [
+            _masked(builder, "load", builder.add(source, builder.mul(row, _i64(i))), llvm, FLOAT,
+                    _rows_below(builder, columns, i, rows))
+            for i in range(LANES)
+        ]  # fmt: skip
+        for j, value in enumerate(_transposed(builder, loaded)):
+            place = builder.add(target, builder.mul(step, _i64(j)))
+            _masked(builder, "store", place, llvm, FLOAT, _rows_below(builder, below, j, count), value)
+        return context.get_dummy_value()
+
+    return types.void(*(types.int64,) * 6), generate
+
+
 def turn_pixels(X, S, source, step, count, channels, target, channel):
-    """target[c, j] = source[j, c], `step` and `channel` elements apart; writes up to a vector beyond `count`."""
+    """target[c, j] = source[j, c], `step` and `channel` elements apart."""
     raise NotImplementedError("only inside kernels")
 
 
@@ -208,8 +229,8 @@ def _turn_pixels(X, S, source, step, count, channels, target, channel):
     def vectors(X, S, source, step, count, channels, target, channel):
         for c in range(0, channels, width(S)):
             for j in range(0, count, width(S)):
-                turn_in(
-                    source + (j * step + c) * 4, step * 4, count - j, 0, channels - c,
+                turn(
+                    source + (j * step + c) * 4, step * 4, min(width(S), count - j), min(width(S), channels - c),
                     target + (c * channel + j) * 4, channel * 4,
                 )  # fmt: skip
 
@@ -383,27 +404,6 @@ def _weave(S, Y, ways, source, source_row, target, step, counts, whole):
             each(S, Y, ways, source, source_row, target, step, counts, whole)
 
     return vectors if S.stored == Y.stored else rows
-
-
-@intrinsic
-def turn(typing, source, row, rows, count, target, step):
-    """target[j, i] = source[i, j] for i < rows and j < count, at most LANES; `row` and `step` bytes apart."""
-
-    def generate(context, builder, signature, args):
-        source, row, rows, count, target, step = args
-        llvm = context.get_value_type(VectorType(FLOAT))
-        columns, below = _lanes(builder, _i64(0), count), _lanes(builder, _i64(0), rows)
-        loaded = [
-            _masked(builder, "load", builder.add(source, builder.mul(row, _i64(i))), llvm, FLOAT,
-                    _rows_below(builder, columns, i, rows))
-            for i in range(LANES)
-        ]  # fmt: skip
-        for j, value in enumerate(_transposed(builder, loaded)):
-            place = builder.add(target, builder.mul(step, _i64(j)))
-            _masked(builder, "store", place, llvm, FLOAT, _rows_below(builder, below, j, count), value)
-        return context.get_dummy_value()
-
-    return types.void(*(types.int64,) * 6), generate
 
 
 def turn_results(S, Y, source, row, channels, count, target, step):

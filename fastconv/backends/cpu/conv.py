@@ -3,6 +3,7 @@
 small      one im2col and one BLAS product in NumPy; compiles nothing, for problems that take microseconds
 depthwise  rows of one channel at a time (C/groups = 1, one filter per channel)
 winograd   fewer multiplications for 3x3 and 5x5 filters with stride 1 (winograd.py says what it refuses, and why)
+strips     few channels on one side or in a group: pixels fill the registers (strips.py says what it refuses)
 gemm       tiled im2col + GEMM (kernels/numba_cpu/gemm.py; gemm_last.py where channels are adjacent); right for
            every problem
 """

@@ -254,7 +254,7 @@ def _arguments(op: str, problem: ConvProblem, turned: bool, count: int, x: Ints,
     rows, block, bunch, tile = cut(op, problem, turned, count)
     height, pitch = rows + t.halo[0], t.outputs[1] + t.halo[1]
     lanes = simd.lanes(dtype.name)
-    plane = height * pitch + lanes  # where whole vectors of the last row end
+    plane = height * pitch
     channel = len(t.phases) * plane
     residues = t.passes[0].axes[1].stride, t.passes[0].axes[2].stride
     strip = Strip(
