@@ -24,6 +24,7 @@ print("right")
 """
 
 FORWARD = "conv_fprop:mid_3x3_bias_relu", "conv_fprop:mid_1x1", "conv_dgrad:mid_depthwise", "max_pool:mid_overlap"
+STRIPS = "conv_dgrad:mid_stem", "conv_fprop:mid_grouped"
 CHANNELS = ("conv_dgrad:mid_depthwise_nhwc",)
 WGRAD = "conv_wgrad:mid_3x3_bias_relu", "conv_wgrad:mid_depthwise", "conv_wgrad:mid_strided"
 
@@ -32,8 +33,8 @@ WGRAD = "conv_wgrad:mid_3x3_bias_relu", "conv_wgrad:mid_depthwise", "conv_wgrad:
 @pytest.mark.parametrize(
     ("name", "features", "width", "checks"),
     [
-        ("haswell", "+sse4.2,+avx,+avx2,+fma,+f16c", 32, (*FORWARD, *WGRAD, *CHANNELS)),
-        ("x86-64", "+sse4.2", 16, (*FORWARD, *CHANNELS)),
+        ("haswell", "+sse4.2,+avx,+avx2,+fma,+f16c", 32, (*FORWARD, *STRIPS, *WGRAD, *CHANNELS)),
+        ("x86-64", "+sse4.2", 16, (*FORWARD, *STRIPS, *CHANNELS)),
     ],
 )
 def test_width(name, features, width, checks):
