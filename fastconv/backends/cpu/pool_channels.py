@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from fastconv.backends.base import Launch
 from fastconv.backends.cpu.pool_common import (
     MOST_WORK,
@@ -14,8 +16,8 @@ from fastconv.backends.cpu.pool_common import (
     adjacent,
     computed,
     divisors_of,
-    itemsize,
     kernels,
+    labels,
     operand,
     storage,
 )
@@ -64,11 +66,13 @@ def channel_forward(op: str, problem: PoolProblem) -> Run:
         module, xs, ys = kernels("pool_channels"), operand(x, unit), operand(y, unit)
         if op == "maxpool_fprop":
             module.max_fprop(tasks, X, S, xs, ys, C, lanes, rows, tables, steps, work, work_bytes)
-        elif op == "maxpool_indices":
-            places, vectors = operand(operands[0], unit), near and adjacent(x) and X is S
-            module.max_indices(
-                tasks, X, S, xs, ys, places, C, lanes, rows, tables, steps, sizes, vectors, work, work_bytes
-            )
+        elif op in ("maxpool_indices", "maxpool_places"):
+            places, vectors = operands[0], near and adjacent(x) and X is S
+            I, frame = storage(places.dtype), windows.frame if places.dtype == np.uint8 else sizes
+            module.max_places(
+                tasks, X, S, I, xs, ys, operand(places, unit), C, lanes, rows, tables, steps, frame, vectors, work,
+                work_bytes,
+            )  # fmt: skip
         elif op == "avgpool_fprop":
             module.avg_fprop(tasks, X, S, xs, ys, C, lanes, rows, tables, steps, divisors, work, work_bytes)
         else:
@@ -109,9 +113,8 @@ def channel_gradient(op: str, problem: PoolProblem) -> Run:
     windows = Windows(problem)
     unit, tables, steps, sizes = windows.unit, windows.tables, windows.steps, windows.sizes
     divisors = divisors_of(problem, unit) if op == "avgpool_dgrad" else None
-    near = is_near(windows)
 
-    def run(dx: Array, dy: Array, x: Any = None) -> None:
+    def run(dx: Array, dy: Array, saved: Any = None) -> None:
         if dx.size == 0:
             return
         N, C = dx.shape[:2]
@@ -125,16 +128,15 @@ def channel_gradient(op: str, problem: PoolProblem) -> Run:
         if op == "avgpool_dgrad":
             module.avg_dgrad(tasks, G, S, dys, dxs, C, lanes, tiles, tables, steps, sizes, divisors, work, work_bytes)
             return
-        X, xs = storage(x.dtype), operand(x, unit)
+        X, given = storage(saved.dtype), operand(saved, unit)
         if op == "lppool_dgrad":
             module.lp_dgrad(
-                tasks, X, G, S, xs, dys, dxs, C, lanes, tiles, tables, steps, sizes, problem.p, work, work_bytes
+                tasks, X, G, S, given, dys, dxs, C, lanes, tiles, tables, steps, sizes, problem.p, work, work_bytes
             )
             return
-        SX = computed(x.dtype)
-        vectors = near and adjacent(x) and X is SX and itemsize(S) == itemsize(SX)
+        frame = windows.frame
         module.max_dgrad(
-            tasks, X, SX, G, S, xs, dys, dxs, C, lanes, tiles, tables, steps, sizes, vectors, work, work_bytes
+            tasks, G, S, labels(S), dys, given, dxs, C, lanes, tiles, tables, steps, frame, sizes, work, work_bytes
         )
 
     return run

@@ -30,6 +30,8 @@ from fastconv.problem import PoolProblem
 
 
 def index(op: str, problem: PoolProblem, why: str) -> Launch:
+    if op == "maxpool_places_dgrad":
+        return Launch(scatter(problem), "index", why)
     unit = UNIT[problem.ndim]
     sizes, outs = lift(problem.size, 1, unit), lift(problem.out, 1, unit)
     cells = math.prod(sizes)
@@ -60,6 +62,8 @@ def scatter(problem: PoolProblem) -> Run:
     unit, sizes, cells = windows.unit, windows.sizes, math.prod(windows.sizes)
 
     def run(dx: Array, dy: Array, indices: Array) -> None:
+        if dx.size == 0:
+            return
         G, S, I = storage(dy.dtype), computed(dy.dtype), storage(indices.dtype)
         N, C = dx.shape[:2]
         dxs = operand(dx, unit)
