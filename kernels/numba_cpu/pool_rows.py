@@ -18,6 +18,7 @@ import numpy as np
 from numba import get_thread_id, njit, prange
 from numba.extending import overload
 
+from fastconv.kernels.numba_cpu.elementwise import sum_run
 from fastconv.kernels.numba_cpu.memory import STORAGE, load, size, store
 from fastconv.kernels.numba_cpu.pool import MAX, SUM, fill, lowest, number
 from fastconv.kernels.numba_cpu.pool_vectors import (
@@ -372,4 +373,15 @@ def max_places(tasks, units, run, X, S, I, x, y, places, C, rows, g, tables, shi
         find_task(task * run, last, X, S, I, x, y, places, C, rows, g, tables, shifts, scratch)
 
 
-ENTRIES = ("max_fprop", "avg_fprop", "max_places")
+@njit(parallel=True, nogil=True, error_model="numpy")
+def avg_planes(planes, X, S, x, y, C, sizes, divisor):
+    """The average of each plane of x, added up in float64."""
+    for plane in prange(planes):
+        image, c, total = plane // C, plane % C, 0.0
+        for a in range(sizes[0]):
+            for b in range(sizes[1]):
+                total += sum_run(X, S, x[0], image * x[1] + c * x[2] + a * x[3] + b * x[4], x[5], sizes[2])
+        store(X, y[0], image * y[1] + c * y[2], number(S, total / divisor))
+
+
+ENTRIES = ("max_fprop", "avg_fprop", "max_places", "avg_planes")

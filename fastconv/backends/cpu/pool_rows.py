@@ -9,6 +9,7 @@ import numpy as np
 
 from fastconv.arrays import dtype_of
 from fastconv.backends.base import Launch
+from fastconv.backends.cpu.elementwise import rows_of
 from fastconv.backends.cpu.pool_channels import channels
 from fastconv.backends.cpu.pool_common import (
     ROW_UNIT,
@@ -164,18 +165,13 @@ def planes(op: str, problem: PoolProblem, why: str) -> Launch:
     along_c, unit = channels(op, problem, why).run, ROW_UNIT[problem.ndim]
     sizes = lift(problem.size, 1, unit)
     divisor = math.prod(float(factors[0]) for factors in divisors_of(problem, unit))
+    count, X, S = problem.N * problem.C, storage(problem.dtype), computed(dtype_of(problem.dtype))
 
     def run(y: Array, x: Array) -> None:
         if x.size == 0 or adjacent(x, SPREAD_LANES):
             along_c(y, x)
             return
-        from fastconv.backends.cpu.elementwise import rows_of
-
-        N, C = x.shape[:2]
-        sums = np.empty((N, C))
-        X, S, module = storage(x.dtype), computed(x.dtype), kernels("elementwise")
-        module.bias_grad_planes(N * C, C, X, S, *rows_of(x, sizes, unit), sums.ctypes.data)
-        with np.errstate(all="ignore"):
-            y[...] = (sums / divisor).reshape(y.shape)
+        xs, extents = rows_of(x, sizes, unit)
+        kernels("pool_rows").avg_planes(count, X, S, xs, operand(y, unit), problem.C, extents, divisor)
 
     return Launch(run, "planes", why)

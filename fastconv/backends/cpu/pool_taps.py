@@ -43,12 +43,17 @@ def taps(op: str, problem: PoolProblem, why: str) -> Launch:
             return
         if adjacent(dx, SPREAD_LANES):
             along_c(dx, dy, places)
-        elif along_w is not None and all(array.strides[-1] == array.itemsize for array in (dx, dy, places)):
+        elif along_w is not None and in_rows(dx) and in_rows(dy) and in_rows(places):
             along_w(dx, dy, places)
         else:
             by_one(dx, dy, places)
 
     return Launch(run, "taps", why)
+
+
+def in_rows(array: Array) -> bool:
+    """Whether neighbours along the last axis lie next to each other."""
+    return array.strides[-1] == array.itemsize
 
 
 def rows_of(problem: PoolProblem, unit: Ints) -> tuple[int, tuple[int, int, int]]:
