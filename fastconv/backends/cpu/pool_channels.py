@@ -21,7 +21,7 @@ from fastconv.backends.cpu.pool_common import (
     operand,
     storage,
 )
-from fastconv.backends.cpu.workspace import threads, workspace
+from fastconv.backends.cpu.workspace import scratch, threads
 from fastconv.problem import Ints, PoolProblem
 
 LANES = 512  # channels of a block that are adjacent
@@ -61,8 +61,8 @@ def channel_forward(op: str, problem: PoolProblem) -> Run:
         tasks = N * -(-C // lanes) * -(-windows.outs[0] // rows)
         X, S = storage(x.dtype), computed(x.dtype)
         work_bytes = 3 * (8 * lanes + 128)
-        scratch = workspace(work_bytes * threads())  # held until the kernel returns
-        work = scratch.ctypes.data
+        held = scratch(work_bytes * threads())  # until the kernel returns
+        work = held.address
         module, xs, ys = kernels("pool_channels"), operand(x, unit), operand(y, unit)
         if op == "maxpool_fprop":
             module.max_fprop(tasks, X, S, xs, ys, C, lanes, rows, tables, steps, work, work_bytes)
@@ -122,8 +122,8 @@ def channel_gradient(op: str, problem: PoolProblem) -> Run:
         lanes, tiles = tiles_of(windows, dx)
         tasks = N * -(-C // lanes) * -(-sizes[0] // tiles[0]) * -(-sizes[1] // tiles[1])
         work_bytes = 4 * (8 * lanes + 128) + 8 * lanes * tiles[0] * tiles[1] * sizes[2]
-        scratch = workspace(work_bytes * threads())  # held until the kernel returns
-        work = scratch.ctypes.data
+        held = scratch(work_bytes * threads())  # until the kernel returns
+        work = held.address
         module, dxs, dys = kernels("pool_channels_dgrad"), operand(dx, unit), operand(dy, unit)
         if op == "avgpool_dgrad":
             module.avg_dgrad(tasks, G, S, dys, dxs, C, lanes, tiles, tables, steps, sizes, divisors, work, work_bytes)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from fastconv.arrays import name_of
+from fastconv.backends.cpu.calls import address
 from fastconv.problem import Ints, PoolProblem
 
 Array = np.ndarray
@@ -77,11 +78,7 @@ def split_of(units: int) -> tuple[int, int, int]:
 
 def operand(array: Array, unit: Ints) -> tuple[int, ...]:
     """(address, element strides of N, C and three spatial axes)."""
-    return (address_of(array), *_element_strides(array.strides, array.itemsize, unit))
-
-
-def address_of(array: Array) -> int:
-    return int(array.ctypes.data)
+    return (address(array), *_element_strides(array.strides, array.itemsize, unit))
 
 
 @lru_cache(maxsize=1024)

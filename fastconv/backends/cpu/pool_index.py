@@ -23,7 +23,7 @@ from fastconv.backends.cpu.pool_common import (
     operand,
     storage,
 )
-from fastconv.backends.cpu.workspace import threads, workspace
+from fastconv.backends.cpu.workspace import scratch, threads
 from fastconv.backends.reference import check_indices
 from fastconv.errors import ShapeError
 from fastconv.problem import PoolProblem
@@ -49,8 +49,8 @@ def index(op: str, problem: PoolProblem, why: str) -> Launch:
             module.unpool(B, I, *operands, N, C, lanes, outs, sizes)
             return
         work_bytes = cells * lanes + 64
-        scratch = workspace(work_bytes * threads())  # held until the kernel returns
-        work = scratch.ctypes.data
+        held = scratch(work_bytes * threads())  # until the kernel returns
+        work = held.address
         module.unpool_dgrad(B, I, *operands, N, C, lanes, outs, sizes, work, work_bytes)
 
     return Launch(run, "index", why, {"lanes": SPREAD_LANES})
@@ -74,8 +74,8 @@ def scatter(problem: PoolProblem) -> Run:
         fit = SPREAD_LANES if direct else MOST_WORK // (itemsize(S) * cells)
         lanes = max(1, min(C, SPREAD_LANES, fit)) if adjacent(dx) else 1
         work_bytes = itemsize(S) * lanes * (1 if direct else cells + 1) + 128
-        scratch = workspace(work_bytes * threads())  # held until the kernel returns
-        work = scratch.ctypes.data
+        held = scratch(work_bytes * threads())  # until the kernel returns
+        work = held.address
         status = np.zeros(1, np.int64)
         kernels("pool_index").scatter(
             N * -(-C // lanes), G, S, I, operand(dy, unit), operand(indices, unit), dxs, C, lanes, direct,

@@ -16,7 +16,6 @@ from fastconv.backends.cpu.pool_common import (
     SPREAD_LANES,
     Array,
     Run,
-    address_of,
     adjacent,
     computed,
     divisors_of,
@@ -26,7 +25,7 @@ from fastconv.backends.cpu.pool_common import (
     split_of,
     storage,
 )
-from fastconv.backends.cpu.workspace import threads, workspace
+from fastconv.backends.cpu.workspace import scratch, threads
 from fastconv.problem import Ints, PoolProblem, Window
 
 BLOCK_CELLS = 2**15  # of a block of one plane, padding counted
@@ -127,8 +126,8 @@ def row_forward(op: str, problem: PoolProblem, geometry: Any) -> Run:
         if x.size == 0:
             return
         module, xs, ys = kernels("pool_rows"), operand(x, unit), operand(y, unit)
-        scratch = workspace(work_bytes * threads())  # held until the kernel returns
-        work = address_of(scratch)
+        held = scratch(work_bytes * threads())  # until the kernel returns
+        work = held.address
         if op in ("maxpool_indices", "maxpool_places"):
             places, I = operand(operands[0], unit), storage(operands[0].dtype)
             module.max_places(*tasks, X, S, I, xs, ys, places, C, rows, g, tables, shifts, work, work_bytes)
@@ -149,8 +148,8 @@ def row_gradient(problem: PoolProblem, geometry: Any) -> Run:
     def run(dx: Array, dy: Array) -> None:
         if dx.size == 0:
             return
-        scratch = workspace(work_bytes * threads())  # held until the kernel returns
-        work = address_of(scratch)
+        held = scratch(work_bytes * threads())  # until the kernel returns
+        work = held.address
         dys, dxs = operand(dy, unit), operand(dx, unit)
         kernels("pool_rows_dgrad").avg_dgrad(*tasks, G, S, dys, dxs, C, rows, g, divisors, work, work_bytes)
 

@@ -16,7 +16,6 @@ from fastconv.backends.cpu.pool_common import (
     SPREAD_LANES,
     Array,
     Run,
-    address_of,
     adjacent,
     computed,
     itemsize,
@@ -27,7 +26,7 @@ from fastconv.backends.cpu.pool_common import (
     split_of,
     storage,
 )
-from fastconv.backends.cpu.workspace import threads, workspace
+from fastconv.backends.cpu.workspace import scratch, threads, workspace
 from fastconv.problem import Ints, PoolProblem
 
 BLOCK_BYTES = 2**18  # of the rows of dx that a block scatters to: inside a core's second-level cache
@@ -107,10 +106,10 @@ def scatter(problem: PoolProblem) -> Run:
     work_bytes = TABLES + (0 if G is S else itemsize(S) * rows * sizes[1] * sizes[2]) + 64
 
     def run(dx: Array, dy: Array, places: Array) -> None:
-        scratch = workspace(work_bytes * threads())  # held until the kernel returns
+        held = scratch(work_bytes * threads())  # until the kernel returns
         kernels("pool_taps").scatter_taps(
             *tasks, G, S, operand(dy, unit), operand(places, unit), operand(dx, unit), C, rows, starts, steps, frame,
-            sizes, address_of(scratch), work_bytes,
+            sizes, held.address, work_bytes,
         )  # fmt: skip
 
     return run
