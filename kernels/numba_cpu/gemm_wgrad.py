@@ -19,9 +19,11 @@ from fastconv.kernels.numba_cpu.winograd_transforms import turn_in
 DOT_M = 8 * DOT_ROWS  # output channels of one task of wgrad_dot
 DOT_K = 40 * DOT_COLS  # rows (c, t) of one
 DOT_PIXELS = 1024  # of one panel; long enough that the sums over lanes cost little
+DOT_ROW = DOT_PIXELS + 16  # elements from row to row; a power of two would put all rows into one set of the cache
 OUTER_M = 64 * ROWS  # output channels of one task of wgrad_outer
 OUTER_PIXELS = 128  # of one panel, which has SLACK more for what is written beyond its last pixel
 SLACK = 16
+STAGE_ROW = OUTER_PIXELS + 16  # elements from row to row of what waits to be turned
 OUTER_RUN = 32 * OUTER_PIXELS  # pixels that are summed before their sum is added: one long sum would be inexact
 
 
@@ -94,7 +96,7 @@ def wgrad_dot(X, Y, S, W, g, taps, x, y, w, wg, wm, wc, wt, m_tasks, k_tasks, wo
         m_task, k_task = divmod(rest, k_tasks)
         m0, m1 = g.M * m_task // m_tasks, g.M * (m_task + 1) // m_tasks
         r0, r1 = K * k_task // k_tasks, K * (k_task + 1) // k_tasks
-        row_bytes = DOT_PIXELS * size(S)
+        row_bytes = DOT_ROW * size(S)
         grads = work + get_thread_id() * work_bytes
         unfolded = grads + DOT_M * row_bytes
         sums = unfolded + DOT_K * row_bytes
@@ -154,6 +156,7 @@ def wgrad_outer(X, Y, S, W, g, taps, x, y, w, wg, wm, wc, wt, m_tasks, k_tasks, 
         unfolded = grads + OUTER_M * grad_bytes
         sums = unfolded + (OUTER_PIXELS + SLACK) * row_bytes
         run = sums + OUTER_M * row_bytes
+        stage = run + OUTER_M * row_bytes
         source = x + group * g.C * g.xc * size(X)
         dy = y + (group * g.M + m0) * g.ym * size(Y)
         dw = w + (group * wg + m0 * wm) * size(W)
@@ -170,7 +173,7 @@ def wgrad_outer(X, Y, S, W, g, taps, x, y, w, wg, wm, wc, wt, m_tasks, k_tasks, 
                 pack_rows(Y, S, g, dy, first, last, m1 - m0, grads, grad_bytes)
             else:
                 a, a_row = dy + place * size(Y), g.ym * size(Y)
-            pack_columns(X, S, g, taps, source, first, last, r0, r1, unfolded)
+            pack_columns(X, S, g, taps, source, first, last, r0, r1, unfolded, stage)
             for i in range(0, m1 - m0, ROWS):
                 c = run + i * tile_row
                 out, out_row = c, tile_row
@@ -210,30 +213,22 @@ def _turn_rows(X, S, source, row, rows, low, high, count, target):
 
 
 @njit(nogil=True)
-def pack_columns(X, S, g, taps, x, first, last, r0, r1, panel):
-    """panel[p - first, r - r0] = the source pixel that output p meets for row r = c * T + t."""
-    T = taps.shape[0]
+def pack_columns(X, S, g, taps, x, first, last, r0, r1, panel, stage):
+    """panel[p - first, r - r0] = the source pixel that output p meets for row r = c * T + t.
+
+    Adjacent pixels under one tap are turned straight from the source, others from rows packed at `stage`.
+    """
     lanes = NV * width(S)
+    if taps.shape[0] > 1 or g.step2 * g.x2 != 1:
+        pack(X, S, g, taps, x, first, last, r0, r1, stage, STAGE_ROW * size(S))
+        turn_rows(S, S, stage, STAGE_ROW * size(S), r1 - r0, 0, last - first, last - first, panel)
+        return
     p = first
     while p < last:
         n, o0, o1, o2 = locate(g, p)
         count = min(g.P2 - o2, last - p)
-        pixel = n * g.xn + o0 * g.step0 * g.x0 + o1 * g.step1 * g.x1 + o2 * g.step2 * g.x2
-        for t in range(T):
-            low, high = stretch(taps, t, o0, o1, o2, count)
-            offset = pixel + taps[t, 0] * g.x0 + taps[t, 1] * g.x1 + taps[t, 2] * g.x2
-            step = g.step2 * g.x2
-            if T == 1 and step == 1:
-                target = panel + (p - first) * lanes * size(S)
-                turn_rows(X, S, x + (offset + r0 * g.xc) * size(X), g.xc * size(X), r1 - r0, low, high, count, target)
-                continue
-            for c in range((r0 - t + T - 1) // T, (r1 - t + T - 1) // T):
-                target = panel + ((p - first) * lanes + c * T + t - r0) * size(S)
-                source = x + (offset + c * g.xc) * size(X)
-                for j in range(low):
-                    store(S, target, j * lanes, 0)
-                for j in range(low, high):
-                    store(S, target, j * lanes, load(X, source, j * step))
-                for j in range(high, count):
-                    store(S, target, j * lanes, 0)
+        pixel = n * g.xn + (o0 * g.step0 + taps[0, 0]) * g.x0 + (o1 * g.step1 + taps[0, 1]) * g.x1 + o2 + taps[0, 2]
+        low, high = stretch(taps, 0, o0, o1, o2, count)
+        source = x + (pixel + r0 * g.xc) * size(X)
+        turn_rows(X, S, source, g.xc * size(X), r1 - r0, low, high, count, panel + (p - first) * lanes * size(S))
         p += count

@@ -273,7 +273,7 @@ def wgrad(problem: ConvProblem, why: str) -> Launch:
     one = Pass.of(forward_axes(problem))
     dtype = compute_dtype(problem)
     few = problem.N * math.prod(problem.out) < FEW_PIXELS
-    form = "outer" if few or (one.pointwise and problem.dtype == "float32") else "dot"
+    form = "outer" if few or (len(one.places) == 1 and problem.dtype == "float32") else "dot"
     G, (M, C) = problem.groups, extents(problem, True)
 
     def bind(dw: np.ndarray, dy: np.ndarray, x: np.ndarray) -> Call:
@@ -313,9 +313,10 @@ def _wgrad_bytes(form: str, itemsize: int) -> int:
     from fastconv.kernels.numba_cpu import simd
 
     if form == "dot":
-        return ((of.DOT_M + of.DOT_K) * of.DOT_PIXELS + of.DOT_M * of.DOT_K) * itemsize
+        return ((of.DOT_M + of.DOT_K) * of.DOT_ROW + of.DOT_M * of.DOT_K) * itemsize
     tile = simd.NV * simd.VECTOR_BYTES
-    return of.OUTER_M * (of.OUTER_PIXELS * itemsize + 2 * tile) + (of.OUTER_PIXELS + of.SLACK) * tile
+    columns = (of.OUTER_PIXELS + of.SLACK + of.STAGE_ROW) * tile
+    return of.OUTER_M * (of.OUTER_PIXELS * itemsize + 2 * tile) + columns
 
 
 def _wgrad_tasks(form: str, dtype: np.dtype, G: int, M: int, K: int, count: int) -> tuple[int, int]:
