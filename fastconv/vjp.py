@@ -145,6 +145,7 @@ def _max_vjp(request: Request, out: Any, backend: str | None) -> tuple[Any, Pull
     else:
         result, places = dispatch.run("maxpool_places", problem, request.operands, out, backend)
         op, kept = "maxpool_places_dgrad", [places]
+        request = replace(request, operands=arrays.Operands((), kind, request.operands.wrap), sources=())  # lets x go
 
     def pullback(dy: Any) -> Any:
         grad = _take_dy(request, dy, problem.shape("y"), dtype, backend)
