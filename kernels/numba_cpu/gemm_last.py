@@ -284,11 +284,15 @@ def pack_gradients(Y, S, g, y, first, last, count, lanes, panel):
 
 
 @njit(parallel=True, nogil=True)
-def wgrad_last(X, Y, S, W, g, taps, run, x, y, w, wg, wm, wc, wt, panels, r_tasks, m_tasks, work, work_bytes):
+def wgrad_last(
+    X, Y, S, W, g, taps, run, x, x_row, y, y_row, w, wg, wm, wc, wt, panels, r_tasks, m_tasks, work, work_bytes
+):
     """dw[group, t, c, m], at element strides and tap offsets wt[T]; x is the source, y the output's gradient.
 
-    Tasks are G x `r_tasks` of the tiles of rows (t, c) x `m_tasks` of the panels; each thread uses `work_bytes` at
-    `work`: both operands of a block of pixels, the sums of a run of pixels and those of all.
+    `x_row` and `y_row` are the bytes from one pixel to the next where rows of either are read in place; else 0. What
+    is so read of y is packed by the first tile that reads it. Tasks are G x `r_tasks` of the tiles of rows (t, c) x
+    `m_tasks` of the panels; each thread uses `work_bytes` at `work`: both operands of a block of pixels, the sums of
+    a run of pixels and those of all.
     """
     K = g.C * taps.shape[0]
     tiles = (K + ROWS - 1) // ROWS
@@ -313,17 +317,25 @@ def wgrad_last(X, Y, S, W, g, taps, run, x, y, w, wg, wm, wc, wt, panels, r_task
         for first in range(0, pixels, WGRAD_PIXELS):
             last = min(pixels, first + WGRAD_PIXELS)
             source = x + group * g.C * size(X)
-            pack_pixels(X, S, g, taps, run, source, first, last, r0, r1, packed, pack_row)
+            rows, rows_step = packed, pack_row
+            if x_row and r1 == r_end:
+                rows, rows_step = source + first * x_row + r0 * size(X), x_row
+            else:
+                pack_pixels(X, S, g, taps, run, source, first, last, r0, r1, packed, pack_row)
             for q in range(q0, q1):
                 v, v_end = panel_vector(vectors, q, panels), panel_vector(vectors, q + 1, panels)
-                lanes = (v_end - v) * width(S)
+                lanes, nv = (v_end - v) * width(S), v_end - v
                 grads = y + (group * g.M + v * width(S)) * size(Y)
-                pack_gradients(Y, S, g, grads, first, last, min(lanes, g.M - v * width(S)), lanes, panel)
+                if not y_row:
+                    pack_gradients(Y, S, g, grads, first, last, min(lanes, g.M - v * width(S)), lanes, panel)
                 for i in range(0, r_end - r0, ROWS):
-                    a, c = packed + i * size(S), part + i * sums_row + (v - v0) * VECTOR_BYTES
+                    a, c = rows + i * size(S), part + i * sums_row + (v - v0) * VECTOR_BYTES
+                    b, b_row, keep = panel, nv * VECTOR_BYTES, 0
+                    if y_row and i == 0:
+                        b, b_row, keep = grads + first * y_row, y_row, panel
                     multiply(
-                        S, v_end - v, first % OUTER_RUN == 0, False, 0, last - first, a, pack_row, size(S), a,
-                        panel, (v_end - v) * VECTOR_BYTES, 0, c, sums_row, 0, c, sums_row,
+                        S, nv, first % OUTER_RUN == 0, False, 0, last - first, a, rows_step, size(S), a,
+                        b, b_row, keep, c, sums_row, 0, c, sums_row,
                     )  # fmt: skip
             if last % OUTER_RUN == 0 or last == pixels:
                 add(S, sums, part, (r_end - r0) * (v1 - v0) * width(S), last <= OUTER_RUN)

@@ -165,11 +165,14 @@ def bind_wgrad(problem: ConvProblem, one: Pass, dw: np.ndarray, dy: np.ndarray, 
     types = storage(x.dtype), storage(dy.dtype), storage(dtype), storage(dw.dtype)
     geometry = Geometry(problem.N, G, M, C, *counts, *steps, *xs, *ys)
     run = _run(one, C, xs)
+    x_row = _pixel_step(problem.N, counts, xs) * x.itemsize if one.pointwise and x.dtype == dtype else 0
+    whole = G == 1 and M % (VECTOR_BYTES // dtype.itemsize) == 0 and dy.dtype == dtype
+    y_row = _pixel_step(problem.N, counts, ys) * dy.itemsize if whole else 0
 
     def call(dw: np.ndarray, dy: np.ndarray, x: np.ndarray) -> None:
         work = scratch(count * nbytes)
         kernel.wgrad_last(
-            *types, geometry, taps, run, address(x), address(dy), address(dw), wg, wm, wc, offsets,
+            *types, geometry, taps, run, address(x), x_row, address(dy), y_row, address(dw), wg, wm, wc, offsets,
             panels, r_tasks, m_tasks, work.address, nbytes,
         )  # fmt: skip
 
