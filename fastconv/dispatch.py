@@ -228,11 +228,12 @@ def execute(op: str, problem: Any, launch: Launch, operands: arrays.Operands, ou
         if out is not None:
             return out
         return target if wrap is None else wrap(target)
-    indices = _allocate(problem, results[1], np.dtype(np.int64), inputs[0])
-    launch.run(view, arrays.canonical(problem, results[1], indices), *views)
+    second = _allocate(problem, results[1], np.dtype(problem.dtype_of(results[1])), inputs[0])
+    launch.run(view, arrays.canonical(problem, results[1], second), *views)
     if wrap is None:
-        return (target if out is None else out), indices
-    return (wrap(target) if out is None else out), wrap(indices)
+        return (target if out is None else out), second
+    # Places stay inside of the library, as a view.
+    return (wrap(target) if out is None else out), second if results[1] == "places" else wrap(second)
 
 
 def target_of(problem: Any, role: str, operands: arrays.Operands, out: Any) -> Any:

@@ -1,9 +1,10 @@
 """Each op with its gradients: ``op_vjp(...) -> (y, pullback)``, and ``pullback(dy)`` gives the gradients.
 
 A vjp takes the arguments of its op. It keeps the inputs themselves, not copies: leave them unchanged
-until the pullback has run. Of a fused activation it keeps what the derivative is read from: the
-output, or for GELU and SiLU the input. The pullback takes dy in the output's kind and shape and
-gives each gradient in the dtype and shape of what it belongs to; it may be called more than once.
+until the pullback has run. Of a max pooling it keeps where the maxima are instead, and of a fused
+activation what the derivative is read from: the output, or for GELU and SiLU the input. The pullback
+takes dy in the output's kind and shape and gives each gradient in the dtype and shape of what it
+belongs to; it may be called more than once.
 """
 
 from __future__ import annotations
@@ -135,16 +136,22 @@ def _bias_grad(request: Request, grad: Any, bias: Any, backend: str | None) -> A
 
 
 def _max_vjp(request: Request, out: Any, backend: str | None) -> tuple[Any, Pullback]:
-    """Keeps x and finds the maxima again, or keeps the indices where the caller asked for them."""
+    """Keeps where the maxima are: the indices where the caller asked for them, else a byte per output."""
     problem, (x,) = request.problem, request.operands.arrays
-    y = _forward(request, out, backend)
-    indices = arrays.as_view(y[1], request.operands.kind) if request.op == "maxpool_indices" else None
+    dtype, kind = x.dtype, request.operands.kind
+    if request.op == "maxpool_indices":
+        result = _forward(request, out, backend)
+        op, kept = "maxpool_dgrad", [x, arrays.as_view(result[1], kind)]
+    else:
+        result, places = dispatch.run("maxpool_places", problem, request.operands, out, backend)
+        op, kept = "maxpool_places_dgrad", [places]
+        request = replace(request, operands=arrays.Operands((), kind, request.operands.wrap), sources=())  # lets x go
 
     def pullback(dy: Any) -> Any:
-        grad = _take_dy(request, dy, problem.shape("y"), x.dtype, backend)
-        return _give(request, dispatch.run("maxpool_dgrad", problem, _plain(request, grad, x, indices), None, backend))
+        grad = _take_dy(request, dy, problem.shape("y"), dtype, backend)
+        return _give(request, dispatch.run(op, problem, _plain(request, grad, *kept), None, backend))
 
-    return y, pullback
+    return result, pullback
 
 
 def _avg_vjp(request: Request, out: Any, backend: str | None) -> tuple[Any, Pullback]:

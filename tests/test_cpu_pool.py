@@ -1,6 +1,8 @@
-"""Pooling along rows on the cpu backend: what vectors read beyond a row's end reaches no output."""
+"""Pooling on the cpu backend: what vectors read beyond a row's end reaches no output; gradients along taps."""
 
 from __future__ import annotations
+
+import weakref
 
 import numpy as np
 import pytest
@@ -34,3 +36,48 @@ def test_neighbours_stay_out(ksize, stride, padding, dilation, width, flip):
         mean = fastconv.avg_pool2d(x, ksize, stride, padding, backend="cpu")
         reference = fastconv.avg_pool2d(x.copy(), ksize, stride, padding, backend="reference")
         np.testing.assert_allclose(mean, reference, rtol=1e-6, atol=1e-6)
+
+
+def gradients(x, dy, *args, **options):
+    """By the taps that the forward pass kept, and by its indices."""
+    y, pullback = fastconv.max_pool2d_vjp(x, *args, backend="cpu", **options)
+    _, indices = fastconv.max_pool2d(x, *args, return_indices=True, backend="cpu", **options)
+    return pullback(dy(y.shape)), fastconv.max_pool2d_dgrad(dy(y.shape), x, *args, indices=indices, **options)
+
+
+def whole_numbers(shape, dtype="float32", seed=0):
+    return np.random.default_rng(seed).integers(-9, 9, shape).astype(dtype)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("window", [(2, 2, 0), (3, 2, 1), (5, 1, 2), (3, 3, 0)])
+def test_blocks_of_a_large_plane(window, dtype):
+    """A plane of several blocks, whose windows reach over their borders."""
+    x = whole_numbers((1, 2, 300, 517), dtype)
+    by_taps, by_indices = gradients(x, lambda shape: whole_numbers(shape, dtype, 1), *window)
+    np.testing.assert_array_equal(by_taps, by_indices)
+
+
+@pytest.mark.parametrize("window", [(3, 2, 1), (3, 1, 1)])
+def test_gradients_of_any_strides(window):
+    """Of dy that is not adjacent, or repeats itself, no vectors are read."""
+    x = whole_numbers((2, 20, 33, 34))
+    for dy in (
+        lambda shape: whole_numbers((*shape[:3], 2 * shape[3]), seed=1)[..., ::2],
+        lambda shape: np.broadcast_to(np.float32(3), shape),
+    ):
+        by_taps, by_indices = gradients(x, dy, *window)
+        np.testing.assert_array_equal(by_taps, by_indices)
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+def test_the_gradient_does_not_need_x_again(layout):
+    """The vjp keeps where the maxima are, and lets x go."""
+    x = whole_numbers((2, 32, 14, 32))
+    y, pullback = fastconv.max_pool2d_vjp(x, 3, 2, layout=layout, backend="cpu")
+    dy = whole_numbers(y.shape, seed=1)
+    expected = fastconv.max_pool2d_dgrad(dy, x.copy(), 3, 2, layout=layout, backend="reference")
+    kept = weakref.ref(x)
+    del x
+    assert kept() is None
+    np.testing.assert_array_equal(pullback(dy), expected)

@@ -83,7 +83,10 @@ def test_choices():
     assert pool.choose("avgpool_fprop", nhwc(whole), H100)[0] == "direct"
     assert pool.choose("maxunpool_fprop", case, H100)[0] == "index"
     assert elementwise.choose("bias_grad", case, H100)[0] == "two_stages"
+    assert pool.choose("maxpool_places", plane, H100)[:2] == ("strips", {"lanes": 1})
+    assert pool.choose("maxpool_places_dgrad", case, H100)[:2] == ("blocks", {"lanes": 8})
     assert pool.plane_bytes("maxpool_dgrad", case) == 56 * 56  # a byte per window
+    assert pool.plane_bytes("maxpool_places_dgrad", case) == 0
     assert pool.plane_bytes("maxpool_fprop", case) == 0
     wide = PoolProblem.parse("pool2d n=1 c=1 size=40 ksize=16 stride=1")
     assert pool.plane_bytes("maxpool_dgrad", wide) == 8 * 25 * 25  # 256 taps are more than a byte numbers

@@ -48,8 +48,9 @@ class Library(Contestant):
 
     def bind(self, case: Case, given: Sequence[Any]) -> Job:
         problem = case.problem
+        op = "maxpool_places_dgrad" if case.op == "maxpool_dgrad" else case.op
         try:
-            _, launch = dispatch.choose(case.op, problem, "cuda" if self.on_gpu else "numpy", self.backend)
+            _, launch = dispatch.choose(op, problem, "cuda" if self.on_gpu else "numpy", self.backend)
         except BackendError as error:
             raise Refused(str(error)) from error
         keeps = None if self.on_gpu else launch.workspace * numba.get_num_threads()
@@ -109,19 +110,16 @@ def _pool(case: Case, problem: PoolProblem, given: list[Any], backend: str) -> p
     arguments = pool_arguments(problem) | {"backend": backend}
     if kind == "avg" and problem.window is not None:
         arguments |= {"count_include_pad": problem.count_include_pad, "divisor": problem.divisor}
-    if problem.window is None:
-        return _adaptive_call(f"adaptive_{kind}_pool{suffix}", case, given, arguments)
-    if case.pass_ == "fprop":
-        return partial(getattr(fastconv, f"{kind}_pool{suffix}"), *given, **arguments)
-    if kind == "avg":
-        given.append(problem.shape("x"))
-    return partial(getattr(fastconv, f"{kind}_pool{suffix}_dgrad"), *given, **arguments)
-
-
-def _adaptive_call(name: str, case: Case, given: list[Any], arguments: dict[str, Any]) -> partial[Any]:
-    """Adaptive pooling has no dgrad function: its gradient is the pullback of its vjp."""
+    name = f"{'adaptive_' if problem.window is None else ''}{kind}_pool{suffix}"
     if case.pass_ == "fprop":
         return partial(getattr(fastconv, name), *given, **arguments)
+    if kind == "avg" and problem.window is not None:
+        return partial(getattr(fastconv, f"{name}_dgrad"), *given, problem.shape("x"), **arguments)
+    return _pullback(name, case, given, arguments)
+
+
+def _pullback(name: str, case: Case, given: list[Any], arguments: dict[str, Any]) -> partial[Any]:
+    """The gradient from what the forward pass kept: of a maximum, whose peers keep it too, and of adaptive windows."""
     if len(given) == 1:  # an average's gradient needs x for its shape alone
         given.append(arrays_like(given[0], case.problem.shape("x")))
     dy, x = given

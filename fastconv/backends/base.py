@@ -17,6 +17,8 @@ OPS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "maxpool_fprop": (("x",), ("y",)),
     "maxpool_indices": (("x",), ("y", "indices")),
     "maxpool_dgrad": (("y", "x", "indices"), ("x",)),
+    "maxpool_places": (("x",), ("y", "places")),
+    "maxpool_places_dgrad": (("y", "places"), ("x",)),
     "avgpool_fprop": (("x",), ("y",)),
     "avgpool_dgrad": (("y",), ("x",)),
     "lppool_fprop": (("x",), ("y",)),

@@ -19,7 +19,7 @@ import numpy as np
 
 from fastconv.backends.base import Launch
 from fastconv.errors import ShapeError
-from fastconv.problem import ActivationProblem, ConvProblem, PoolProblem, SignalProblem
+from fastconv.problem import NO_TAP, ActivationProblem, ConvProblem, PoolProblem, SignalProblem
 
 Array = Any  # NumPy's stubs know no index that is a tuple built at run time
 
@@ -222,6 +222,37 @@ def maxpool_dgrad(problem: PoolProblem, dx: Array, dy: Array, x: Array, indices:
         at, grad = indices[:, :, *p, None], wide(dy[:, :, *p, None])
         np.put_along_axis(total, at, np.take_along_axis(total, at, -1) + np.where(at < 0, 0, grad), -1)
     dx[...] = total.reshape(dx.shape)
+
+
+def maxpool_places(problem: PoolProblem, y: Array, places: Array, x: Array) -> None:
+    """places[n, c, p] = the number of the first maximum's tap, or its index where a byte cannot hold that"""
+    if places.dtype == np.int64:
+        maxpool_indices(problem, y, places, x)
+        return
+    maxpool_fprop(problem, y, x)
+    for p, window in windows_of(problem):
+        numbers = taps_met(problem, p).reshape(-1)
+        places[:, :, *p] = numbers[first_maximum(cells_of(x, window))] if numbers.size else NO_TAP
+
+
+def taps_met(problem: PoolProblem, p: tuple[int, ...]) -> Array:
+    """The numbers of the taps by which window p meets its cells, in their shape."""
+    numbers: Array = np.arange(math.prod(problem.frame)).reshape(problem.frame)
+    spans = [(problem.first_taps(axis)[i], problem.cells(axis)[i][1]) for axis, i in enumerate(p)]
+    return numbers[tuple(slice(tap, tap + count) for tap, count in spans)]
+
+
+def maxpool_places_dgrad(problem: PoolProblem, dx: Array, dy: Array, places: Array) -> None:
+    """dx[n, c, the cell of tap places[n, c, p]] += dy[n, c, p]"""
+    indices = places
+    if places.dtype != np.int64:
+        offsets, cells = offsets_of(problem), np.full(NO_TAP + 1, -1)
+        found: Array = np.empty(places.shape, np.int64)
+        for p, window in windows_of(problem):
+            cells[taps_met(problem, p)] = offsets[window]
+            found[:, :, *p] = cells[places[:, :, *p]]
+        indices = found
+    maxpool_dgrad(problem, dx, dy, dx, indices)
 
 
 def check_indices(indices: Array, problem: PoolProblem, low: int) -> None:

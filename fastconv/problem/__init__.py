@@ -11,7 +11,7 @@ Geometry is written in forward terms whichever pass runs: ``x[N, C, size]``,
 """
 
 from fastconv.problem.conv import ConvProblem, conv_problem, conv_transpose_problem
-from fastconv.problem.pool import PoolProblem, adaptive_problem, as_power, pool_problem, unpool_problem
+from fastconv.problem.pool import NO_TAP, PoolProblem, adaptive_problem, as_power, pool_problem, unpool_problem
 from fastconv.problem.signal import ActivationProblem, SignalProblem, signal_problem
 from fastconv.problem.values import ACTIVATIONS, ITEMSIZE, LAYOUTS, Ints, as_shape, hashable, one_of
 from fastconv.problem.window import Window, split_shape
@@ -20,6 +20,7 @@ __all__ = [
     "ACTIVATIONS",
     "ITEMSIZE",
     "LAYOUTS",
+    "NO_TAP",
     "ActivationProblem",
     "ConvProblem",
     "Ints",

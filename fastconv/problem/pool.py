@@ -32,6 +32,8 @@ from fastconv.problem.values import (
 )
 from fastconv.problem.window import Window, check_pool_pads, join_shape, make_window, split_shape, transposed_pads
 
+NO_TAP = 255  # of the bytes that number taps
+
 
 @dataclass(frozen=True)
 class PoolProblem:
@@ -65,7 +67,26 @@ class PoolProblem:
         """The number of cells of the largest window."""
         if self.window is not None:
             return self.window.taps
-        return math.prod(max(count for _, count in self.cells(axis)) for axis in range(self.ndim))
+        return math.prod(self.frame)
+
+    @cached_property
+    def frame(self) -> Ints:
+        """The extents of the largest window, in which taps are numbered in row-major order, padding counted."""
+        if self.window is not None:
+            return self.window.ksize
+        return tuple(max(count for _, count in self.cells(axis)) for axis in range(self.ndim))
+
+    def dtype_of(self, role: str) -> str:
+        """The dtype of an operand or a result.
+
+        The places of maxima, which a gradient gathers by, are the numbers of their taps in bytes, `NO_TAP` for a window
+        over no cell; where a byte cannot number every tap they are indices.
+        """
+        if role == "indices":
+            return "int64"
+        if role == "places":
+            return "uint8" if math.prod(self.frame) <= NO_TAP else "int64"
+        return self.dtype
 
     def step(self, axis: int) -> int:
         return 1 if self.window is None else self.window.dilation[axis]
@@ -76,6 +97,13 @@ class PoolProblem:
         Cells lie `step(axis)` apart. Padding is not among them.
         """
         return [(first, count) for first, count, _ in self._spans[axis]]
+
+    def first_taps(self, axis: int) -> list[int]:
+        """Per output index, how many taps of its window lie before the input."""
+        if self.window is None:
+            return [0] * self.out[axis]
+        s, d, low = self.window.stride[axis], self.window.dilation[axis], self.window.pad[axis][0]
+        return [(first - i * s + low) // d for i, (first, _) in enumerate(self.cells(axis))]
 
     def padded_counts(self, axis: int) -> list[int]:
         """Per output index, how many cells of the padded input its window meets."""

@@ -69,8 +69,8 @@ def instances() -> list[Instance]:
     found = [one for dtype in FLOATS for one in of_float(dtype)]
     found += of_conv("int32", "int8", computed("int32"))
     for dtype in INTS:
-        found.append(Instance(pool_max.fprop, (dtype, dtype, True), ((dtype, "int64", dtype), (36,)), THREADS))
-        found.append(Instance(pool_max.gather, (dtype, dtype), ((dtype, dtype, "int64"), (36,)), THREADS))
+        found.append(Instance(pool_max.fprop, (dtype, dtype, "uint8"), ((dtype, "uint8", dtype), (36,)), THREADS))
+        found.append(Instance(pool_max.gather, (dtype, dtype, True), ((dtype, dtype, "uint8"), (36,)), THREADS))
     for dtype in (*FLOATS, *INTS, "bool"):
         acc = computed(dtype) if dtype in FLOATS else np.int64
         found.append(Instance(correlate.correlate, (dtype, acc, False, 2), ((dtype,) * 3, (16,)), THREADS))
@@ -117,8 +117,8 @@ def of_float(dtype: str) -> Iterator[Instance]:
     yield Instance(elementwise.activation_fprop, (*two, "gelu"), (two, (15,)), THREADS)
     yield Instance(elementwise.activation_dgrad, (*three, "gelu"), (three, (20,)), THREADS)
     yield Instance(elementwise.bias_grad, (*two, 256), (two, (11,)), THREADS)
-    yield Instance(pool_max.fprop, (*two, True), ((dtype, "int64", dtype), (36,)), THREADS)
-    yield Instance(pool_max.gather, two, ((*two, "int64"), (36,)), THREADS)
+    yield Instance(pool_max.fprop, (*two, "uint8"), ((dtype, "uint8", dtype), (36,)), THREADS)
+    yield Instance(pool_max.gather, (*two, True), ((*two, "uint8"), (36,)), THREADS)
     yield Instance(pool_max.scatter, two, ((name, dtype, "int64"), (16,)), THREADS)
     yield Instance(pool_avg.fprop, two, (two, (36,)), THREADS)
     yield Instance(pool_avg.gather, two, (two, (36,)), THREADS)

@@ -170,6 +170,9 @@ def check_maxpool(backend: str, op: str, case: str | PoolProblem) -> None:
     expected = max_dgrad(problem, dy, x, "reference")
     compare.equal(max_dgrad(problem, dy, x, backend), expected, line)
     if problem.window is not None:
+        kept, pullback = cases.pool_call("max", problem, x, vjp=True, backend=backend)
+        compare.equal(kept, y, line)
+        compare.equal(pullback(dy), expected, line)
         call = partial(max_dgrad, problem, dy, x, backend, indices=indices)
         compare.equal(settled(call, expected, [dy, x, indices], line), expected, line)
 

@@ -27,19 +27,21 @@ from fastconv.kernels.numba_cpu.pool_vectors import (
     copy,
     finish,
     give,
+    give_numbers,
     join,
     keep,
     newer,
     nothing,
     over,
     part,
+    plus,
     same,
     splat,
     whole,
 )
 from fastconv.kernels.numba_cpu.simd import width
 
-PLACE = STORAGE["int64"]
+PLACE, BYTE = STORAGE["int64"], STORAGE["uint8"]
 
 
 # ---------------------------------------------------------------- one window
@@ -124,38 +126,40 @@ def fold_window(kind, X, S, x, base, window, steps, n, total, scale, p):
 
 
 @njit(nogil=True)
-def meet(X, S, x, index, flat, best, place, lane):
-    """Keep a value and its flat offset where it beats the maximum so far."""
+def meet(X, S, x, index, mine, best, place, lane):
+    """Keep a value and its number where it beats the maximum so far."""
     value, kept = load(X, x, index), load(S, best, lane)
     wins = beats(value, kept)
     store(S, best, lane, value if wins else kept)
-    store(PLACE, place, lane, flat if wins else load(PLACE, place, lane))
+    store(PLACE, place, lane, mine if wins else load(PLACE, place, lane))
 
 
 @njit(nogil=True)
-def find_window(X, S, x, base, window, steps, sizes, n, best, place):
-    """The maximum of a window and the flat offset of its first place, per lane; -1 of no cell."""
+def find_window(X, S, x, base, window, steps, first, pitch, n, best, place):
+    """The maximum of a window and the number of its first place, per lane; -1 of no cell.
+
+    The first cell has the number `first`, its neighbours along an axis lie `pitch` apart.
+    """
     a, a_count, b, b_count, w, w_count = window
-    first = (a * sizes[1] + b) * sizes[2] + w
     fill(S, best, n, lowest(X))
     fill(PLACE, place, n, first if a_count * b_count * w_count > 0 else -1)
     for i in range(a_count):
         for j in range(b_count):
             row = base + (a + i * steps[0]) * x[3] + (b + j * steps[1]) * x[4] + w * x[5]
-            flat_row = ((a + i * steps[0]) * sizes[1] + b + j * steps[1]) * sizes[2] + w
+            number_row = first + i * pitch[0] + j * pitch[1]
             for k in range(w_count):
-                at, flat = row + k * steps[2] * x[5], flat_row + k * steps[2]
+                at, mine = row + k * steps[2] * x[5], number_row + k * pitch[2]
                 if x[2] == 1:
                     for lane in range(n):
-                        meet(X, S, x[0], at + lane, flat, best, place, lane)
+                        meet(X, S, x[0], at + lane, mine, best, place, lane)
                 else:
                     for lane in range(n):
-                        meet(X, S, x[0], at + lane * x[2], flat, best, place, lane)
+                        meet(X, S, x[0], at + lane * x[2], mine, best, place, lane)
 
 
 @njit(nogil=True)
-def find_adjacent(S, x, base, window, steps, sizes, n, best, place):
-    """`find_window` in registers, for adjacent channels; places are relative to the first cell, in the type of x."""
+def find_adjacent(S, x, base, window, steps, first, pitch, n, best, place):
+    """`find_window` in registers, for adjacent channels; the numbers are in the type of x."""
     a, a_count, b, b_count, w, w_count = window
     corner = x[0] + (base + a * x[3] + b * x[4] + w * x[5]) * size(S)
     by_a, by_b, by_w = steps[0] * x[3] * size(S), steps[1] * x[4] * size(S), steps[2] * x[5] * size(S)
@@ -163,16 +167,16 @@ def find_adjacent(S, x, base, window, steps, sizes, n, best, place):
     for done in range(0, n, 2 * lanes):
         count0, count1 = min(lanes, n - done), max(0, min(lanes, n - done - lanes))
         best0 = best1 = splat(S, lowest(S))
-        place0 = place1 = splat(S, zero(S))
+        place0 = place1 = splat(S, number(S, first))
         for i in range(a_count):
             for j in range(b_count):
-                cell, flat = corner + i * by_a + j * by_b, (i * steps[0] * sizes[1] + j * steps[1]) * sizes[2]
+                cell, mine = corner + i * by_a + j * by_b, first + i * pitch[0] + j * pitch[1]
                 for _ in range(w_count):
-                    here = splat(S, number(S, flat))
+                    here = splat(S, number(S, mine))
                     value0, value1 = part(S, cell, count0), part(S, cell + step, count1)
                     place0, place1 = newer(value0, best0, here, place0), newer(value1, best1, here, place1)
                     best0, best1 = newer(value0, best0, value0, best0), newer(value1, best1, value1, best1)
-                    cell, flat = cell + by_w, flat + steps[2]
+                    cell, mine = cell + by_w, mine + pitch[2]
         keep(best0, best)
         keep(best1, best + step)
         keep(place0, place)
@@ -259,34 +263,67 @@ def max_block(task, X, S, x, y, C, lanes, rows, tables, steps, total):
 
 
 @njit(nogil=True)
-def indices_block(task, X, S, x, y, indices, C, lanes, rows, tables, steps, sizes, vectors, best):
+def places_block(task, X, S, I, x, y, places, C, lanes, rows, tables, steps, frame, vectors, best):
     ta, tb, tw = tables
+    pitch = pitch_of(I, steps, frame)
     place, near = best + room(lanes), best + 2 * room(lanes)
     image, a0, a1, c, n = block_of(task, rows, len(ta), lanes, C)
     base = image * x[1] + c * x[2]
     for a in range(a0, a1):
         for b in range(len(tb)):
             for w in range(len(tw)):
-                window = window_at(tables, a, b, w)
+                window, at = window_at(tables, a, b, w), offset(places, image, c, a, b, w)
+                first = first_of(I, tables, a, b, w, frame)
                 if vectors:
-                    find_adjacent(S, x, base, window, steps, sizes, n, best, near)
-                    flatten(S, near, window, sizes, n, place)
+                    find_adjacent(S, x, base, window, steps, 0, pitch, n, best, near)
+                    hand_out(I, S, near, window, first, n, place, places, at)
                 else:
-                    find_window(X, S, x, base, window, steps, sizes, n, best, place)
+                    find_window(X, S, x, base, window, steps, first, pitch, n, best, place)
+                    put(PLACE, I, place, places, at, n)
                 put(S, X, best, y, offset(y, image, c, a, b, w), n)
-                put(PLACE, PLACE, place, indices, offset(indices, image, c, a, b, w), n)
+
+
+def pitch_of(I, steps, frame):
+    """From one number of a cell to that of its neighbours: numbers of taps in a frame, or indices in an extent."""
+    raise NotImplementedError("only inside kernels")
+
+
+@overload(pitch_of)
+def _pitch_of(I, steps, frame):
+    if I.stored == "uint8":
+        return lambda I, steps, frame: (frame[1] * frame[2], frame[2], 1)
+    return lambda I, steps, frame: (steps[0] * frame[1] * frame[2], steps[1] * frame[2], steps[2])
+
+
+def first_of(I, tables, a, b, w, frame):
+    """The number of the first cell of the window of output (a, b, w)."""
+    raise NotImplementedError("only inside kernels")
+
+
+@overload(first_of)
+def _first_of(I, tables, a, b, w, frame):
+    column = 2 if I.stored == "uint8" else 0
+
+    def first(I, tables, a, b, w, frame):
+        return (tables[0][a, column] * frame[1] + tables[1][b, column]) * frame[2] + tables[2][w, column]
+
+    return first
 
 
 @njit(nogil=True)
-def flatten(S, near, window, sizes, n, place):
-    """Flat offsets from places relative to the first cell of a window; -1 where it has no cell."""
-    a, a_count, b, b_count, w, w_count = window
-    first = (a * sizes[1] + b) * sizes[2] + w
-    if a_count * b_count * w_count == 0:
+def hand_out(I, S, near, window, first, n, place, places, at):
+    """Numbers in the type of x, relative to the first cell of a window, to where they go; -1 where it has no cell."""
+    if window[1] * window[3] * window[5] == 0:
         fill(PLACE, place, n, -1)
+    elif same(I, BYTE) and places[2] == 1:
+        for lane in range(0, n, width(S)):
+            number0 = plus(whole(S, near + lane * size(S)), splat(S, number(S, first)))
+            give_numbers(number0, places[0] + at + lane, n - lane)
         return
-    for lane in range(n):
-        store(PLACE, place, lane, first + np.int64(load(S, near, lane)))
+    else:
+        for lane in range(n):
+            store(PLACE, place, lane, first + np.int64(load(S, near, lane)))
+    put(PLACE, I, place, places, at, n)
 
 
 @njit(nogil=True, error_model="numpy")
@@ -337,10 +374,11 @@ def max_fprop(tasks, X, S, x, y, C, lanes, rows, tables, steps, work, work_bytes
 
 
 @njit(parallel=True, nogil=True)
-def max_indices(tasks, X, S, x, y, indices, C, lanes, rows, tables, steps, sizes, vectors, work, work_bytes):
+def max_places(tasks, X, S, I, x, y, places, C, lanes, rows, tables, steps, frame, vectors, work, work_bytes):
+    """`frame` is the extent of x, or for the numbers of taps that of a window."""
     for task in prange(tasks):
         scratch = work + get_thread_id() * work_bytes
-        indices_block(task, X, S, x, y, indices, C, lanes, rows, tables, steps, sizes, vectors, scratch)
+        places_block(task, X, S, I, x, y, places, C, lanes, rows, tables, steps, frame, vectors, scratch)
 
 
 @njit(parallel=True, nogil=True)
@@ -355,4 +393,4 @@ def lp_fprop(tasks, X, S, x, y, C, lanes, rows, tables, steps, p, work, work_byt
         lp_block(task, X, S, x, y, C, lanes, rows, tables, steps, p, work + get_thread_id() * work_bytes)
 
 
-ENTRIES = ("max_fprop", "max_indices", "avg_fprop", "lp_fprop")
+ENTRIES = ("max_fprop", "max_places", "avg_fprop", "lp_fprop")

@@ -8,6 +8,7 @@ lie. The tile is dx itself where that is as it is computed in and its channels a
 thread: three rows of lanes, and a tile in the type computed in.
 """
 
+import numpy as np
 from numba import get_thread_id, njit, prange
 from numba.extending import overload
 
@@ -22,8 +23,7 @@ from fastconv.kernels.numba_cpu.pool import (
 )
 from fastconv.kernels.numba_cpu.pool_channels import (
     divide,
-    find_adjacent,
-    find_window,
+    first_of,
     get,
     norm_window,
     offset,
@@ -35,35 +35,22 @@ from fastconv.kernels.numba_cpu.pool_vectors import (
     give,
     keep,
     matching,
+    numbers,
     part,
     plus,
     same,
     splat,
     whole,
 )
-from fastconv.kernels.numba_cpu.simd import lanes as lanes_of
 from fastconv.kernels.numba_cpu.simd import width
 
-PLACE = STORAGE["int64"]
+BYTE = STORAGE["uint8"]
 
 
 # ---------------------------------------------------------------- gradients: what one window gives one cell
 
 
-ALL, PLACED, SLOPE = map(Kind, ("all", "placed", "slope"))
-
-
-def share_of(kind, S, share, flat, place, value, norm, p):
-    """What a window with gradient `share` gives to one of its cells."""
-    raise NotImplementedError("only inside kernels")
-
-
-@overload(share_of)
-def _share_of(kind, S, share, flat, place, value, norm, p):
-    return {
-        "placed": lambda kind, S, share, flat, place, value, norm, p: share if place == flat else zero(S),
-        "slope": lambda kind, S, share, flat, place, value, norm, p: share * slope(S, value, norm, p),
-    }[kind.kind]
+ALL, PLACED = map(Kind, ("all", "placed"))
 
 
 @njit(nogil=True)
@@ -76,8 +63,8 @@ def slope(S, value, norm, p):
 
 
 @njit(nogil=True, error_model="numpy")
-def spread(kind, X, S, x, base, window, steps, sizes, tile, n, sums, share, scratch, p):
-    """Add what a window gives to each of its cells inside the tile."""
+def spread_slopes(X, S, x, base, window, steps, tile, n, sums, share, norms, p):
+    """Add what a window of Lp pooling gives to each of its cells inside the tile."""
     a, a_count, b, b_count, w, w_count = window
     a0, a1, b0, b1 = tile
     i0, i1 = clip(a, a_count, steps[0], a0, a1)
@@ -88,29 +75,20 @@ def spread(kind, X, S, x, base, window, steps, sizes, tile, n, sums, share, scra
             row = base + cell_a * x[3] + cell_b * x[4]
             for k in range(w_count):
                 cell_w = w + k * steps[2]
-                flat = (cell_a * sizes[1] + cell_b) * sizes[2] + cell_w
                 at = row + cell_w * x[5]
                 target = sums[0] + (cell_a * sums[1] + cell_b * sums[2] + cell_w * sums[3]) * size(S)
                 for lane in range(n):
-                    place, norm = load(PLACE, scratch, lane), load(S, scratch, lane)
-                    value = number(S, load(X, x[0], at + lane * x[2]))
-                    gift = share_of(kind, S, load(S, share, lane), flat, place, value, norm, p)
+                    value, norm = number(S, load(X, x[0], at + lane * x[2])), load(S, norms, lane)
+                    gift = load(S, share, lane) * slope(S, value, norm, p)
                     store(S, target, lane, load(S, target, lane) + gift)
 
 
-def spread_near(kind, S, SX, window, steps, sizes, tile, n, sums, share, near):
-    """`spread` in vectors: to every cell, or to the one at `near` from the window's first, in the type of x."""
-    raise NotImplementedError("only inside kernels")
+@njit(nogil=True)
+def spread(kind, S, L, window, steps, first, frame, tile, n, sums, share, taps):
+    """Add the lanes of `share` to every cell of a window inside the tile, or each to the cell of its tap.
 
-
-@overload(spread_near)
-def _spread_near(kind, S, SX, window, steps, sizes, tile, n, sums, share, near):
-    if lanes_of(S.stored) == lanes_of(SX.stored):
-        return _spread_near_vectors
-    return lambda kind, S, SX, window, steps, sizes, tile, n, sums, share, near: None
-
-
-def _spread_near_vectors(kind, S, SX, window, steps, sizes, tile, n, sums, share, near):
+    `taps` are bytes, compared as integers `L`; the window's first cell has the tap `first`.
+    """
     a, a_count, b, b_count, w, w_count = window
     i0, i1 = clip(a, a_count, steps[0], tile[0], tile[1])
     j0, j1 = clip(b, b_count, steps[1], tile[2], tile[3])
@@ -119,26 +97,31 @@ def _spread_near_vectors(kind, S, SX, window, steps, sizes, tile, n, sums, share
     for i in range(i0, i1):
         for j in range(j0, j1):
             row = sums[0] + ((a + i * steps[0]) * sums[1] + (b + j * steps[1]) * sums[2] + w * sums[3]) * size(S)
-            flat = (i * steps[0] * sizes[1] + j * steps[1]) * sizes[2]
+            tap = first + (i * frame[1] + j) * frame[2]
             for k in range(w_count):
-                target, mine = row + k * steps[2] * sums[3] * size(S), splat(SX, number(SX, flat + k * steps[2]))
+                target, mine = row + k * steps[2] * sums[3] * size(S), splat(L, number(L, tap + k))
                 for at in range(0, full, step):
-                    gift = gift_of(kind, SX, near + at, mine, whole(S, share + at))
+                    gift = gift_of(kind, S, L, taps + at // size(S), width(S), mine, whole(S, share + at))
                     keep(plus(whole(S, target + at), gift), target + at)
                 if rest:
-                    gift = gift_of(kind, SX, near + full, mine, part(S, share + full, rest))
+                    gift = gift_of(kind, S, L, taps + full // size(S), rest, mine, part(S, share + full, rest))
                     give(plus(part(S, target + full, rest), gift), target + full, rest)
 
 
-def gift_of(kind, SX, near, mine, share):
+def gift_of(kind, S, L, taps, count, mine, share):
+    """What `count` lanes give to the cell of the tap `mine`."""
     raise NotImplementedError("only inside kernels")
 
 
 @overload(gift_of)
-def _gift_of(kind, SX, near, mine, share):
+def _gift_of(kind, S, L, taps, count, mine, share):
     if kind.kind == "all":
-        return lambda kind, SX, near, mine, share: share
-    return lambda kind, SX, near, mine, share: matching(whole(SX, near), mine, share)
+        return lambda kind, S, L, taps, count, mine, share: share
+
+    def matched(kind, S, L, taps, count, mine, share):
+        return matching(numbers(L, taps, 0, count), mine, share)
+
+    return matched
 
 
 @njit(nogil=True)
@@ -188,24 +171,24 @@ def deliver(S, Y, total, dx, base, tile, sizes, lanes, n):
 
 
 @njit(nogil=True, error_model="numpy")
-def max_tile(task, X, SX, G, S, x, dy, dx, C, lanes, tiles, tables, steps, sizes, vectors, share):
-    place, best, total = share + room(lanes), share + 2 * room(lanes), share + 3 * room(lanes)
+def max_tile(task, G, S, L, dy, places, dx, C, lanes, tiles, tables, steps, frame, sizes, share):
+    copies, total = share + room(lanes), share + 2 * room(lanes)
     image, tile, c, n = tile_of(task, sizes, tiles[0], tiles[1], lanes, C)
     a0, a1 = touching(tables[0], steps[0], tile[0], tile[1])
     b0, b1 = touching(tables[1], steps[1], tile[2], tile[3])
     sums = open_tile(S, G, dx, image * dx[1] + c * dx[2], tile, sizes, lanes, n, total)
-    base = image * x[1] + c * x[2]
     for a in range(a0, a1):
         for b in range(b0, b1):
             for w in range(len(tables[2])):
-                window = window_at(tables, a, b, w)
+                window, at = window_at(tables, a, b, w), offset(places, image, c, a, b, w)
                 get(G, S, dy, offset(dy, image, c, a, b, w), n, share)
-                if vectors:
-                    find_adjacent(SX, x, base, window, steps, sizes, n, best, place)
-                    spread_near(PLACED, S, SX, window, steps, sizes, tile, n, sums, share, place)
-                    continue
-                find_window(X, SX, x, base, window, steps, sizes, n, best, place)
-                spread(PLACED, X, S, x, base, window, steps, sizes, tile, n, sums, share, place, 0.0)
+                taps = places[0] + at
+                if places[2] != 1:
+                    taps = copies
+                    for lane in range(n):
+                        store(BYTE, copies, lane, np.uint8(load(BYTE, places[0], at + lane * places[2])))
+                first = first_of(BYTE, tables, a, b, w, frame)
+                spread(PLACED, S, L, window, steps, first, frame, tile, n, sums, share, taps)
     deliver(S, G, total, dx, image * dx[1] + c * dx[2], tile, sizes, lanes, n)
 
 
@@ -222,7 +205,7 @@ def avg_tile(task, G, S, dy, dx, C, lanes, tiles, tables, steps, sizes, divisors
                 get(G, S, dy, offset(dy, image, c, a, b, w), n, share)
                 divide(S, share, n, divisors[0][a] * divisors[1][b] * divisors[2][w])
                 window = window_at(tables, a, b, w)
-                spread_near(ALL, S, S, window, steps, sizes, tile, n, sums, share, share)
+                spread(ALL, S, S, window, steps, 0, sizes, tile, n, sums, share, share)
     deliver(S, G, total, dx, image * dx[1] + c * dx[2], tile, sizes, lanes, n)
 
 
@@ -240,7 +223,7 @@ def lp_tile(task, X, G, S, x, dy, dx, C, lanes, tiles, tables, steps, sizes, p, 
                 window = window_at(tables, a, b, w)
                 norm_window(X, S, x, base, window, steps, n, norm, scale, p)
                 get(G, S, dy, offset(dy, image, c, a, b, w), n, share)
-                spread(SLOPE, X, S, x, base, window, steps, sizes, tile, n, sums, share, norm, p)
+                spread_slopes(X, S, x, base, window, steps, tile, n, sums, share, norm, p)
     deliver(S, G, total, dx, image * dx[1] + c * dx[2], tile, sizes, lanes, n)
 
 
@@ -248,10 +231,11 @@ def lp_tile(task, X, G, S, x, dy, dx, C, lanes, tiles, tables, steps, sizes, p, 
 
 
 @njit(parallel=True, nogil=True)
-def max_dgrad(tasks, X, SX, G, S, x, dy, dx, C, lanes, tiles, tables, steps, sizes, vectors, work, work_bytes):
+def max_dgrad(tasks, G, S, L, dy, places, dx, C, lanes, tiles, tables, steps, frame, sizes, work, work_bytes):
+    """Along the numbers of taps in a frame; `L` holds them in lanes of the width of `S`."""
     for task in prange(tasks):
         scratch = work + get_thread_id() * work_bytes
-        max_tile(task, X, SX, G, S, x, dy, dx, C, lanes, tiles, tables, steps, sizes, vectors, scratch)
+        max_tile(task, G, S, L, dy, places, dx, C, lanes, tiles, tables, steps, frame, sizes, scratch)
 
 
 @njit(parallel=True, nogil=True)

@@ -18,12 +18,14 @@ import numpy as np
 from numba import get_thread_id, njit, prange
 from numba.extending import overload
 
+from fastconv.kernels.numba_cpu.elementwise import sum_run
 from fastconv.kernels.numba_cpu.memory import STORAGE, load, size, store
 from fastconv.kernels.numba_cpu.pool import MAX, SUM, fill, lowest, number
 from fastconv.kernels.numba_cpu.pool_vectors import (
     between,
     evens,
     give_lanes,
+    give_numbers,
     join,
     keep,
     newer,
@@ -294,8 +296,34 @@ def fold_task(kind, first, last, X, S, x, y, C, rows, layout, tables, divisors, 
                     put(S, X, total, y[0], at + w * y[5], y[5], 0, outs[2] - w, scratch)
 
 
+def note(I, S, tap, places, at, w, count, start, stride, shifts, line):
+    """Where `count` maxima of a row from the output w on are: the numbers of their taps in bytes, or their indices."""
+    raise NotImplementedError("only inside kernels")
+
+
+@overload(note)
+def _note(I, S, tap, places, at, w, count, start, stride, shifts, line):
+    return _note_taps if I.stored == "uint8" else _note_indices
+
+
+def _note_taps(I, S, tap, places, at, w, count, start, stride, shifts, line):
+    if places[5] == 1:
+        give_numbers(tap, places[0] + at + w, count)
+        return
+    keep(tap, line)
+    for i in range(min(width(S), count)):
+        store(I, places[0], at + (w + i) * places[5], load(S, line, i))
+
+
+def _note_indices(I, S, tap, places, at, w, count, start, stride, shifts, line):
+    keep(tap, line)
+    for i in range(min(width(S), count)):  # the window's start may lie outside
+        shift = shifts[np.uint64(load(S, line, i))]
+        store(I, places[0], at + (w + i) * places[5], start + (w + i) * stride + shift)
+
+
 @njit(nogil=True, error_model="numpy")
-def find_task(first, last, X, S, x, y, indices, C, rows, layout, tables, shifts, scratch):
+def find_task(first, last, X, S, I, x, y, places, C, rows, layout, tables, shifts, scratch):
     g, (table_a, table_b) = geometry(layout), tables
     sizes, outs, strides, dilations, lows, ksizes = g
     taken = scratch + room(S, width(S))
@@ -311,17 +339,14 @@ def find_task(first, last, X, S, x, y, indices, C, rows, layout, tables, shifts,
             for b in range(outs[1]):
                 count, highest = list_rows(ksizes, dilations, plane, table_a, a, table_b, b, taken)
                 at = image * y[1] + c * y[2] + a * y[3] + b * y[4]
-                place = image * indices[1] + c * indices[2] + a * indices[3] + b * indices[4]
+                place = image * places[1] + c * places[2] + a * places[3] + b * places[4]
                 start = ((a * strides[0] - lows[0]) * sizes[1] + b * strides[1] - lows[1]) * sizes[2] - lows[2]
                 for w in range(0, outs[2], width(S)):
                     cell, skip = w * strides[2] - lows[2], whole(S, skips + w * size(S))
                     n = seen(S, cell, outs[2] - w, g, highest, end)
                     best, tap = find_at(S, cell, n, strides[2], dilations[2], ksizes[2], taken, count, skip, scratch)
                     put(S, X, best, y[0], at + w * y[5], y[5], 0, outs[2] - w, scratch)
-                    keep(tap, scratch)
-                    for i in range(min(width(S), outs[2] - w)):  # the window's start may lie outside
-                        shift = shifts[np.uint64(load(S, scratch, i))]
-                        store(INDEX, indices[0], place + (w + i) * indices[5], start + (w + i) * strides[2] + shift)
+                    note(I, S, tap, places, place, w, outs[2] - w, start, strides[2], shifts, scratch)
 
 
 # ---------------------------------------------------------------- entry points: `units` blocks, `run` to a task
@@ -342,10 +367,21 @@ def avg_fprop(tasks, units, run, X, S, x, y, C, rows, g, tables, divisors, work,
 
 
 @njit(parallel=True, nogil=True)
-def max_indices(tasks, units, run, X, S, x, y, indices, C, rows, g, tables, shifts, work, work_bytes):
+def max_places(tasks, units, run, X, S, I, x, y, places, C, rows, g, tables, shifts, work, work_bytes):
     for task in prange(tasks):
         scratch, last = work + get_thread_id() * work_bytes, min(task * run + run, units)
-        find_task(task * run, last, X, S, x, y, indices, C, rows, g, tables, shifts, scratch)
+        find_task(task * run, last, X, S, I, x, y, places, C, rows, g, tables, shifts, scratch)
 
 
-ENTRIES = ("max_fprop", "avg_fprop", "max_indices")
+@njit(parallel=True, nogil=True, error_model="numpy")
+def avg_planes(planes, X, S, x, y, C, sizes, divisor):
+    """The average of each plane of x, added up in float64."""
+    for plane in prange(planes):
+        image, c, total = plane // C, plane % C, 0.0
+        for a in range(sizes[0]):
+            for b in range(sizes[1]):
+                total += sum_run(X, S, x[0], image * x[1] + c * x[2] + a * x[3] + b * x[4], x[5], sizes[2])
+        store(X, y[0], image * y[1] + c * y[2], number(S, total / divisor))
+
+
+ENTRIES = ("max_fprop", "avg_fprop", "max_places", "avg_planes")

@@ -144,6 +144,77 @@ def give_lanes(vector, address, low, high):
         _give_inside(vector, address, low, high)
 
 
+# ---------------------------------------------------------------- numbers of taps, in bytes
+
+
+@intrinsic
+def _numbers_inside(typing, storage, address, low, high):
+    vector = _vector(storage)
+
+    def generate(context, builder, signature, args):
+        byte, llvm = types.uint8, context.get_value_type(vector)
+        narrow = ir.VectorType(ir.IntType(8), vector.lanes)
+        mask = _lanes_in(builder, args[2], args[3], vector.lanes)
+        return builder.zext(_masked(builder, "load", args[1], narrow, byte, mask), llvm)
+
+    return vector(storage, types.int64, types.int64, types.int64), generate
+
+
+@intrinsic
+def _all_numbers(typing, storage, address):
+    """A vector of integers from bytes in memory."""
+    vector = _vector(storage)
+
+    def generate(context, builder, signature, args):
+        value = _load(builder, args[1], None, ir.VectorType(ir.IntType(8), vector.lanes), 1)
+        return builder.zext(value, context.get_value_type(vector))
+
+    return vector(storage, types.int64), generate
+
+
+@njit(nogil=True, forceinline=True)
+def numbers(L, address, low, high):
+    """The bytes of the lanes [low, high) as a vector of integers; the others are 0 and not read."""
+    if low <= 0 and high >= width(L):
+        return _all_numbers(L, address)
+    return _numbers_inside(L, address, low, high)
+
+
+@intrinsic
+def _give_bytes(typing, vector, address, count):
+    def generate(context, builder, signature, args):
+        value, address, count = args
+        if isinstance(vector.element, types.Float):
+            value = builder.fptosi(value, ir.VectorType(ir.IntType(32), vector.lanes))
+        value = builder.trunc(value, ir.VectorType(ir.IntType(8), vector.lanes))
+        _masked(builder, "store", address, value.type, types.uint8, _lanes_below(builder, count, vector.lanes), value)
+        return context.get_dummy_value()
+
+    return types.void(vector, types.int64, types.int64), generate
+
+
+@intrinsic
+def _keep_bytes(typing, vector, address):
+    def generate(context, builder, signature, args):
+        value, address = args
+        if isinstance(vector.element, types.Float):
+            value = builder.fptosi(value, ir.VectorType(ir.IntType(32), vector.lanes))
+        value = builder.trunc(value, ir.VectorType(ir.IntType(8), vector.lanes))
+        builder.store(value, builder.inttoptr(address, value.type.as_pointer())).align = 1
+        return context.get_dummy_value()
+
+    return types.void(vector, types.int64), generate
+
+
+@njit(nogil=True, forceinline=True)
+def give_numbers(vector, address, count):
+    """The first `count` lanes to memory as bytes."""
+    if count >= lanes_of(vector):
+        _keep_bytes(vector, address)
+    else:
+        _give_bytes(vector, address, count)
+
+
 @intrinsic
 def splat(typing, storage, value):
     vector = _vector(storage)

@@ -3,6 +3,7 @@
     y[n, c, p] = max of the cells of window p                      indices[n, c, p] = the first maximum's flat offset
     dx[n, c, i] = sum of dy[n, c, p] over the windows p with indices[n, c, p] = i
 
+Inside of the library a place is the number of the first maximum's tap in a byte, where its window has few enough.
 fprop: one thread an output, and every gridsize-th after it, over the window in row-major order; a NaN is larger
 than any number, and the first of equals wins. gather: one thread a cell of dx, over the outputs whose windows
 span it, so that no two threads write one cell and every sum has one order. scatter: the same for indices that lie
@@ -17,8 +18,10 @@ from typing import Any
 import numpy as np
 
 from fastconv.kernels.numba_cuda.memory import computed, place, reader, writer
-from fastconv.kernels.numba_cuda.pool_window import cells, outputs
+from fastconv.kernels.numba_cuda.pool_window import cells, outputs, skipped, tap
 from fastconv.kernels.numba_cuda.target import cuda
+
+NO_TAP = 255  # of the bytes that number taps
 
 
 def lowest(dtype: Any) -> Any:
@@ -26,13 +29,14 @@ def lowest(dtype: Any) -> Any:
     return np.iinfo(dtype).min if np.dtype(dtype).kind in "iu" else -np.inf
 
 
-def fprop(y: str, x: str, with_indices: bool) -> Any:
-    """The kernel for operands of these dtypes."""
+def fprop(y: str, x: str, places: str | None) -> Any:
+    """The kernel for operands of these dtypes; places that are bytes are the numbers of taps."""
     acc = computed(y)
+    with_places, by_tap = places is not None, places == "uint8"
     read, write, low = reader(x, acc), writer(y), acc(lowest(acc))
 
     @cuda.jit
-    def pool_max_fprop(y, indices, x, geometry):
+    def pool_max_fprop(y, places, x, geometry):
         (
             N, C, channels_last, Z, P, Q, D, H, W, T, R, S,
             stride_d, stride_h, stride_w, pad_d, pad_h, pad_w, dilation_d, dilation_h, dilation_w,
@@ -44,27 +48,35 @@ def fprop(y: str, x: str, with_indices: bool) -> Any:
             h0, height = cells(p, H, P, R, stride_h, pad_h, dilation_h)
             w0, width = cells(q, W, Q, S, stride_w, pad_w, dilation_w)
             best, where = low, -1
+            if by_tap:
+                before_d = skipped(d0, z, stride_d, pad_d, dilation_d)
+                before_h = skipped(h0, p, stride_h, pad_h, dilation_h)
+                before_w = skipped(w0, q, stride_w, pad_w, dilation_w)
             for t in range(depth):
                 for r in range(height):
                     for s in range(width):
                         d, h, w = d0 + t * dilation_d, h0 + r * dilation_h, w0 + s * dilation_w
                         value = read(x[n * xn + c * xc + d * xd + h * xh + w * xw])
                         if where < 0 or value > best or (value != value and best == best):
-                            best, where = value, (d * H + h) * W + w
+                            best = value
+                            if by_tap:
+                                where = ((before_d + t) * R + before_h + r) * S + before_w + s
+                            else:
+                                where = (d * H + h) * W + w
             y[n * yn + c * yc + z * yz + p * yp + q * yq] = write(best)
-            if with_indices:
-                indices[n * jn + c * jc + z * jz + p * jp + q * jq] = where
+            if with_places:
+                places[n * jn + c * jc + z * jz + p * jp + q * jq] = where & NO_TAP if by_tap else where
 
     return pool_max_fprop
 
 
-def gather(dx: str, dy: str) -> Any:
-    """The kernel for operands of these dtypes."""
+def gather(dx: str, dy: str, by_tap: bool) -> Any:
+    """The kernel for operands of these dtypes, along indices or along the numbers of taps."""
     acc = computed(dx)
     read, write = reader(dy, acc), writer(dx)
 
     @cuda.jit
-    def pool_max_gather(dx, dy, indices, geometry):
+    def pool_max_gather(dx, dy, places, geometry):
         (
             N, C, channels_last, Z, P, Q, D, H, W, T, R, S,
             stride_d, stride_h, stride_w, pad_d, pad_h, pad_w, dilation_d, dilation_h, dilation_w,
@@ -75,12 +87,17 @@ def gather(dx: str, dy: str) -> Any:
             z0, z1 = outputs(d, D, Z, T, stride_d, pad_d, dilation_d)
             p0, p1 = outputs(h, H, P, R, stride_h, pad_h, dilation_h)
             q0, q1 = outputs(w, W, Q, S, stride_w, pad_w, dilation_w)
-            cell = (d * H + h) * W + w
+            mine = (d * H + h) * W + w
             total = acc(0)
             for z in range(z0, z1):
+                t = tap(d, z, D, Z, stride_d, pad_d, dilation_d) if by_tap else 0
                 for p in range(p0, p1):
+                    r = tap(h, p, H, P, stride_h, pad_h, dilation_h) if by_tap else 0
                     for q in range(q0, q1):
-                        if indices[n * jn + c * jc + z * jz + p * jp + q * jq] == cell:
+                        if by_tap:
+                            s = tap(w, q, W, Q, stride_w, pad_w, dilation_w)
+                            mine = (t * R + r) * S + s if min(t, r, s) >= 0 else -1
+                        if places[n * jn + c * jc + z * jz + p * jp + q * jq] == mine:
                             total += read(dy[n * yn + c * yc + z * yz + p * yp + q * yq])
             dx[n * xn + c * xc + d * xd + h * xh + w * xw] = write(total)
 

@@ -36,6 +36,21 @@ def meets(h, o, stride, pad, dilation):
 
 
 @device
+def skipped(first, o, stride, pad, dilation):
+    """How many taps of output o lie before its first cell in the input."""
+    return 0 if stride == 0 else (first - o * stride + pad) // dilation
+
+
+@device
+def tap(h, o, n, m, stride, pad, dilation):
+    """The tap by which output o, whose window spans cell h, meets it; -1 where it passes over it."""
+    if stride == 0:
+        return h - o * n // m
+    into = h + pad - o * stride
+    return into // dilation if into % dilation == 0 else -1
+
+
+@device
 def padded(o, n, m, ksize, stride, pad, high, dilation):
     """How many cells of the padded input output o meets."""
     if stride == 0:

@@ -16,6 +16,7 @@ FAMILIES = {
     "conv_fprop": "conv", "conv_dgrad": "conv", "conv_wgrad": "conv",
     "bias_grad": "elementwise", "activation_fprop": "elementwise", "activation_dgrad": "elementwise",
     "maxpool_fprop": "pool", "maxpool_indices": "pool", "maxpool_dgrad": "pool",
+    "maxpool_places": "pool", "maxpool_places_dgrad": "pool",
     "avgpool_fprop": "pool", "avgpool_dgrad": "pool", "lppool_fprop": "pool", "lppool_dgrad": "pool",
     "maxunpool_fprop": "pool", "maxunpool_dgrad": "pool",
     "correlate": "signal",

@@ -3,13 +3,15 @@
 small     gathers in NumPy; compiles nothing, for problems that take microseconds
 rows      lanes along W: the planes of one channel, split by phases of the stride
 channels  lanes along C: for channels-last memory, and right for every problem
-index     follows the indices of max unpooling
+taps      gradients of max pooling in planes of pixels, along the numbers of the maxima's taps
+index     follows indices: of max unpooling, and of max pooling with windows of too many taps for a byte
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import partial
 
 from fastconv import tuning
 from fastconv.backends.base import Launch
@@ -18,6 +20,7 @@ from fastconv.backends.cpu.pool_channels import channels
 from fastconv.backends.cpu.pool_common import MOST_WORK, Array
 from fastconv.backends.cpu.pool_index import index, scatter
 from fastconv.backends.cpu.pool_rows import Backward, Forward, even_window, planes, rows
+from fastconv.backends.cpu.pool_taps import find_first, taps
 from fastconv.problem import PoolProblem
 
 SMALL_WORK = 2**14  # outputs times taps; NumPy gathers them in less time than a thread pool takes to start
@@ -40,6 +43,11 @@ def choose(op: str, problem: PoolProblem, mode: str = "heuristic") -> tuple[str,
         return "small", f"{outputs} outputs of {taps} taps take less time than a thread pool needs to start"
     if op.startswith("maxunpool"):
         return "index", "values move to and from where their indices say"
+    if op in ("maxpool_dgrad", "maxpool_places_dgrad"):
+        if problem.dtype_of("places") == "int64":
+            return "index", "each gradient goes to where its index says"
+        if problem.layout == "NCHW":
+            return "taps", "each gradient goes to its tap, plane by plane or with lanes along C"
     if mode != "off" and problem.layout == "NCHW":
         if applies("planes", op, problem):
             return "planes", "one window is the whole plane: sums along rows"
@@ -56,7 +64,7 @@ def applies(algorithm: str, op: str, problem: PoolProblem) -> bool:
         return op == "avgpool_fprop" and whole
     if algorithm == "rows":
         even = all(n % m == 0 for n, m in zip(problem.size, problem.out, strict=True))
-        if op[:2] not in ("ma", "av") or (problem.window is None and not even):
+        if op.startswith(("lp", "maxpool_dgrad", "maxpool_places_dgrad")) or (problem.window is None and not even):
             return False
         window = problem.window or even_window(problem)
         filled = all(count > 0 for spans in cells for _, count in spans)
@@ -64,7 +72,7 @@ def applies(algorithm: str, op: str, problem: PoolProblem) -> bool:
             return False
         if op.endswith("dgrad") and window.stride[-1] > MOST_SPREAD:
             return False
-        geometry = Backward(problem, op) if op.endswith("dgrad") else Forward(problem)
+        geometry = Backward(problem) if op.endswith("dgrad") else Forward(problem)
         return geometry.work_bytes <= MOST_WORK
     return True
 
@@ -72,10 +80,17 @@ def applies(algorithm: str, op: str, problem: PoolProblem) -> bool:
 def build(op: str, problem: PoolProblem, algorithm: str, why: str) -> Launch:
     if algorithm == "small":
         return Launch(pool_small.pool(op, problem), "small", why)
-    launch = {"index": index, "planes": planes, "rows": rows, "channels": channels}[algorithm](op, problem, why)
-    if op != "maxpool_dgrad":
-        return launch
-    find, follow = launch.run, scatter(problem)
+    if op == "maxpool_dgrad":
+        return given_or_found(problem, build("maxpool_places_dgrad", problem, algorithm, why))
+    return BUILD[algorithm](op, problem, why)
+
+
+BUILD = {"index": index, "planes": planes, "rows": rows, "channels": channels, "taps": taps}
+
+
+def given_or_found(problem: PoolProblem, backward: Launch) -> Launch:
+    """Along given indices, else from x by the places of its maxima."""
+    find, follow = find_first(problem, partial(plan, "maxpool_places"), backward), scatter(problem)
 
     def run(dx: Array, dy: Array, x: Array, indices: Array | None) -> None:
         if dx.size == 0:
@@ -85,4 +100,4 @@ def build(op: str, problem: PoolProblem, algorithm: str, why: str) -> Launch:
         else:
             follow(dx, dy, indices)
 
-    return replace(launch, run=run)
+    return replace(backward, run=run)

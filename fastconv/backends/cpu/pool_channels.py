@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from fastconv.backends.base import Launch
 from fastconv.backends.cpu.pool_common import (
     MOST_WORK,
@@ -14,12 +16,12 @@ from fastconv.backends.cpu.pool_common import (
     adjacent,
     computed,
     divisors_of,
-    itemsize,
     kernels,
+    labels,
     operand,
     storage,
 )
-from fastconv.backends.cpu.workspace import threads, workspace
+from fastconv.backends.cpu.workspace import scratch, threads
 from fastconv.problem import Ints, PoolProblem
 
 LANES = 512  # channels of a block that are adjacent
@@ -59,16 +61,18 @@ def channel_forward(op: str, problem: PoolProblem) -> Run:
         tasks = N * -(-C // lanes) * -(-windows.outs[0] // rows)
         X, S = storage(x.dtype), computed(x.dtype)
         work_bytes = 3 * (8 * lanes + 128)
-        scratch = workspace(work_bytes * threads())  # held until the kernel returns
-        work = scratch.ctypes.data
+        held = scratch(work_bytes * threads())  # until the kernel returns
+        work = held.address
         module, xs, ys = kernels("pool_channels"), operand(x, unit), operand(y, unit)
         if op == "maxpool_fprop":
             module.max_fprop(tasks, X, S, xs, ys, C, lanes, rows, tables, steps, work, work_bytes)
-        elif op == "maxpool_indices":
-            places, vectors = operand(operands[0], unit), near and adjacent(x) and X is S
-            module.max_indices(
-                tasks, X, S, xs, ys, places, C, lanes, rows, tables, steps, sizes, vectors, work, work_bytes
-            )
+        elif op in ("maxpool_indices", "maxpool_places"):
+            places, vectors = operands[0], near and adjacent(x) and X is S
+            I, frame = storage(places.dtype), windows.frame if places.dtype == np.uint8 else sizes
+            module.max_places(
+                tasks, X, S, I, xs, ys, operand(places, unit), C, lanes, rows, tables, steps, frame, vectors, work,
+                work_bytes,
+            )  # fmt: skip
         elif op == "avgpool_fprop":
             module.avg_fprop(tasks, X, S, xs, ys, C, lanes, rows, tables, steps, divisors, work, work_bytes)
         else:
@@ -109,9 +113,8 @@ def channel_gradient(op: str, problem: PoolProblem) -> Run:
     windows = Windows(problem)
     unit, tables, steps, sizes = windows.unit, windows.tables, windows.steps, windows.sizes
     divisors = divisors_of(problem, unit) if op == "avgpool_dgrad" else None
-    near = is_near(windows)
 
-    def run(dx: Array, dy: Array, x: Any = None) -> None:
+    def run(dx: Array, dy: Array, saved: Any = None) -> None:
         if dx.size == 0:
             return
         N, C = dx.shape[:2]
@@ -119,22 +122,21 @@ def channel_gradient(op: str, problem: PoolProblem) -> Run:
         lanes, tiles = tiles_of(windows, dx)
         tasks = N * -(-C // lanes) * -(-sizes[0] // tiles[0]) * -(-sizes[1] // tiles[1])
         work_bytes = 4 * (8 * lanes + 128) + 8 * lanes * tiles[0] * tiles[1] * sizes[2]
-        scratch = workspace(work_bytes * threads())  # held until the kernel returns
-        work = scratch.ctypes.data
+        held = scratch(work_bytes * threads())  # until the kernel returns
+        work = held.address
         module, dxs, dys = kernels("pool_channels_dgrad"), operand(dx, unit), operand(dy, unit)
         if op == "avgpool_dgrad":
             module.avg_dgrad(tasks, G, S, dys, dxs, C, lanes, tiles, tables, steps, sizes, divisors, work, work_bytes)
             return
-        X, xs = storage(x.dtype), operand(x, unit)
+        X, given = storage(saved.dtype), operand(saved, unit)
         if op == "lppool_dgrad":
             module.lp_dgrad(
-                tasks, X, G, S, xs, dys, dxs, C, lanes, tiles, tables, steps, sizes, problem.p, work, work_bytes
+                tasks, X, G, S, given, dys, dxs, C, lanes, tiles, tables, steps, sizes, problem.p, work, work_bytes
             )
             return
-        SX = computed(x.dtype)
-        vectors = near and adjacent(x) and X is SX and itemsize(S) == itemsize(SX)
+        frame = windows.frame
         module.max_dgrad(
-            tasks, X, SX, G, S, xs, dys, dxs, C, lanes, tiles, tables, steps, sizes, vectors, work, work_bytes
+            tasks, G, S, labels(S), dys, given, dxs, C, lanes, tiles, tables, steps, frame, sizes, work, work_bytes
         )
 
     return run

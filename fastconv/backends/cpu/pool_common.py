@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from fastconv.arrays import name_of
+from fastconv.backends.cpu.calls import address
 from fastconv.problem import Ints, PoolProblem
 
 Array = np.ndarray
@@ -45,6 +46,12 @@ def computed(dtype: np.dtype) -> Any:
     return storage(computed_name(name_of(dtype)))
 
 
+@lru_cache(maxsize=32)
+def labels(S: Any) -> Any:
+    """The storage of whole numbers in lanes of the width of another one's."""
+    return storage(f"int{8 * itemsize(S)}")
+
+
 def itemsize(storage: Any) -> int:
     from fastconv.kernels.numba_cpu.memory import itemsize
 
@@ -59,15 +66,19 @@ def lift(values: Any, fill: Any, unit: Ints) -> tuple[Any, ...]:
 
 #: The unit axes of a problem of 1, 2 or 3 axes. Tiles of a gradient are cut along the first two.
 UNIT = {1: (1, 2), 2: (1,), 3: ()}
+#: The same with lanes along W, the last one.
+ROW_UNIT = {1: (0, 1), 2: (1,), 3: ()}
+
+
+def split_of(units: int) -> tuple[int, int, int]:
+    """(tasks, blocks, blocks of a task): tasks for every core, each long enough to repay its set-up."""
+    run = max(1, units // 64)
+    return -(-units // run), units, run
 
 
 def operand(array: Array, unit: Ints) -> tuple[int, ...]:
     """(address, element strides of N, C and three spatial axes)."""
-    return (address_of(array), *_element_strides(array.strides, array.itemsize, unit))
-
-
-def address_of(array: Array) -> int:
-    return int(array.ctypes.data)
+    return (address(array), *_element_strides(array.strides, array.itemsize, unit))
 
 
 @lru_cache(maxsize=1024)
@@ -77,7 +88,7 @@ def _element_strides(strides: Ints, itemsize: int, unit: Ints) -> Ints:
 
 
 class Windows:
-    """The windows of a problem as the kernels take them."""
+    """The windows of a problem as the kernels take them: per axis and output, (first cell, cells, first tap)."""
 
     def __init__(self, problem: PoolProblem):
         self.unit = UNIT[problem.ndim]
@@ -85,8 +96,12 @@ class Windows:
         self.sizes = lift(problem.size, 1, self.unit)
         self.outs = lift(problem.out, 1, self.unit)
         self.steps = lift([problem.step(axis) for axis in axes], 1, self.unit)
-        tables = [np.array(problem.cells(axis), np.int64).reshape(-1, 2) for axis in axes]
-        self.tables = lift(tables, np.array([[0, 1]], np.int64), self.unit)
+        self.frame = lift(problem.frame, 1, self.unit)
+        tables = [
+            np.column_stack([np.array(problem.cells(axis), np.int64).reshape(-1, 2), problem.first_taps(axis)])
+            for axis in axes
+        ]
+        self.tables = lift(tables, np.array([[0, 1, 0]], np.int64), self.unit)
         self.problem = problem
 
 

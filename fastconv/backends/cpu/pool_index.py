@@ -23,13 +23,15 @@ from fastconv.backends.cpu.pool_common import (
     operand,
     storage,
 )
-from fastconv.backends.cpu.workspace import threads, workspace
+from fastconv.backends.cpu.workspace import scratch, threads
 from fastconv.backends.reference import check_indices
 from fastconv.errors import ShapeError
 from fastconv.problem import PoolProblem
 
 
 def index(op: str, problem: PoolProblem, why: str) -> Launch:
+    if op == "maxpool_places_dgrad":
+        return Launch(scatter(problem), "index", why)
     unit = UNIT[problem.ndim]
     sizes, outs = lift(problem.size, 1, unit), lift(problem.out, 1, unit)
     cells = math.prod(sizes)
@@ -47,8 +49,8 @@ def index(op: str, problem: PoolProblem, why: str) -> Launch:
             module.unpool(B, I, *operands, N, C, lanes, outs, sizes)
             return
         work_bytes = cells * lanes + 64
-        scratch = workspace(work_bytes * threads())  # held until the kernel returns
-        work = scratch.ctypes.data
+        held = scratch(work_bytes * threads())  # until the kernel returns
+        work = held.address
         module.unpool_dgrad(B, I, *operands, N, C, lanes, outs, sizes, work, work_bytes)
 
     return Launch(run, "index", why, {"lanes": SPREAD_LANES})
@@ -60,6 +62,8 @@ def scatter(problem: PoolProblem) -> Run:
     unit, sizes, cells = windows.unit, windows.sizes, math.prod(windows.sizes)
 
     def run(dx: Array, dy: Array, indices: Array) -> None:
+        if dx.size == 0:
+            return
         G, S, I = storage(dy.dtype), computed(dy.dtype), storage(indices.dtype)
         N, C = dx.shape[:2]
         dxs = operand(dx, unit)
@@ -70,8 +74,8 @@ def scatter(problem: PoolProblem) -> Run:
         fit = SPREAD_LANES if direct else MOST_WORK // (itemsize(S) * cells)
         lanes = max(1, min(C, SPREAD_LANES, fit)) if adjacent(dx) else 1
         work_bytes = itemsize(S) * lanes * (1 if direct else cells + 1) + 128
-        scratch = workspace(work_bytes * threads())  # held until the kernel returns
-        work = scratch.ctypes.data
+        held = scratch(work_bytes * threads())  # until the kernel returns
+        work = held.address
         status = np.zeros(1, np.int64)
         kernels("pool_index").scatter(
             N * -(-C // lanes), G, S, I, operand(dy, unit), operand(indices, unit), dxs, C, lanes, direct,

@@ -9,28 +9,27 @@ import numpy as np
 
 from fastconv.arrays import dtype_of
 from fastconv.backends.base import Launch
-from fastconv.backends.cpu.pool_channels import channel_gradient, channels
+from fastconv.backends.cpu.elementwise import rows_of
+from fastconv.backends.cpu.pool_channels import channels
 from fastconv.backends.cpu.pool_common import (
+    ROW_UNIT,
     SPREAD_LANES,
     Array,
     Run,
-    address_of,
     adjacent,
     computed,
     divisors_of,
-    itemsize,
     kernels,
     lift,
     operand,
+    split_of,
     storage,
 )
-from fastconv.backends.cpu.workspace import threads, workspace
+from fastconv.backends.cpu.workspace import scratch, threads
 from fastconv.problem import Ints, PoolProblem, Window
 
 BLOCK_CELLS = 2**15  # of a block of one plane, padding counted
 OVERRUN = 64  # elements that loops over vectors may run beyond a row
-
-ROW_UNIT = {1: (0, 1), 2: (1,), 3: ()}
 
 
 class Rows:
@@ -57,7 +56,7 @@ class Rows:
     def geometry(self, *more: Ints) -> Array:
         """The rows of `g`, as pool_rows.py has them, and more."""
         rows = (self.sizes, self.outs, self.strides, self.dilations, self.lows, self.ksizes)
-        return np.array([(*row, 0) for row in rows] + list(more), np.int64)
+        return np.array([*rows, *more], np.int64)
 
 
 class Forward(Rows):
@@ -77,23 +76,18 @@ class Forward(Rows):
 class Backward(Rows):
     """Blocks of `rows` rows of dx: pool_rows_dgrad.py."""
 
-    def __init__(self, problem: PoolProblem, op: str):
+    def __init__(self, problem: PoolProblem):
         super().__init__(problem)
         places = (self.outs[2] - 1) * self.strides[2] + 1
         before = self.extents[2] - 1
-        across = (self.outs[1] - 1) * self.strides[1] + self.extents[1]
-        x_row = places + before + OVERRUN
         y_row = before + max(places, self.sizes[2] + self.lows[2]) + OVERRUN
         plain = max(self.sizes[2], self.outs[2], 2 * self.ksizes[0] * self.ksizes[1]) + OVERRUN
-        self.rows = min(self.sizes[0], max(BLOCK_CELLS // (x_row * across) - self.extents[0], self.extents[0]))
+        across = self.outs[1] * y_row
+        self.rows = min(self.sizes[0], max(BLOCK_CELLS // across * self.strides[0] - self.extents[0], self.extents[0]))
         self.blocks = -(-self.sizes[0] // self.rows)
         reach = min(self.outs[0], (self.rows + self.extents[0] - 2) // self.strides[0] + 1)
-        x_cells = ((reach - 1) * self.strides[0] + self.extents[0]) * across * x_row
-        y_cells = reach * self.outs[1] * y_row
-        self.g = self.geometry((x_row, y_row, before, plain))
-        self.taps = _flat(self.tap_offsets, (0, across, x_row))
-        cells = 2 * y_cells + x_cells if op == "maxpool_dgrad" else y_cells
-        self.work_bytes = self.item * (cells + 2 * y_row) + 16 * plain + 4096
+        self.g = self.geometry((y_row, before, plain))
+        self.work_bytes = self.item * (reach * across + 2 * y_row) + 16 * plain + 4096
 
 
 def _flat(places: Array, extents: Ints) -> Array:
@@ -108,10 +102,10 @@ def even_window(problem: PoolProblem) -> Window:
 
 def rows(op: str, problem: PoolProblem, why: str) -> Launch:
     """With channels as lanes at once where the memory of a call has its channels adjacent."""
-    geometry = Backward(problem, op) if op.endswith("dgrad") else Forward(problem)
-    along_w = row_gradient(op, problem, geometry) if op.endswith("dgrad") else row_forward(op, problem, geometry)
+    geometry = Backward(problem) if op.endswith("dgrad") else Forward(problem)
+    along_w = row_gradient(problem, geometry) if op.endswith("dgrad") else row_forward(op, problem, geometry)
     along_c = channels(op, problem, why).run
-    source = -1 if op == "maxpool_indices" else 0
+    source = -1 if op in ("maxpool_indices", "maxpool_places") else 0
 
     def run(result: Array, *operands: Array) -> None:
         last = adjacent(result, SPREAD_LANES) and adjacent(operands[source])
@@ -119,12 +113,6 @@ def rows(op: str, problem: PoolProblem, why: str) -> Launch:
 
     config = {"rows": geometry.rows, "blocks": geometry.blocks}
     return Launch(run, "rows", why, config, workspace=geometry.work_bytes)
-
-
-def split_of(units: int) -> tuple[int, int, int]:
-    """(tasks, blocks, blocks of a task): tasks for every core, each long enough to repay its set-up."""
-    run = max(1, units // 64)
-    return -(-units // run), units, run
 
 
 def row_forward(op: str, problem: PoolProblem, geometry: Any) -> Run:
@@ -138,11 +126,11 @@ def row_forward(op: str, problem: PoolProblem, geometry: Any) -> Run:
         if x.size == 0:
             return
         module, xs, ys = kernels("pool_rows"), operand(x, unit), operand(y, unit)
-        scratch = workspace(work_bytes * threads())  # held until the kernel returns
-        work = address_of(scratch)
-        if op == "maxpool_indices":
-            places = operand(operands[0], unit)
-            module.max_indices(*tasks, X, S, xs, ys, places, C, rows, g, tables, shifts, work, work_bytes)
+        held = scratch(work_bytes * threads())  # until the kernel returns
+        work = held.address
+        if op in ("maxpool_indices", "maxpool_places"):
+            places, I = operand(operands[0], unit), storage(operands[0].dtype)
+            module.max_places(*tasks, X, S, I, xs, ys, places, C, rows, g, tables, shifts, work, work_bytes)
         elif op == "maxpool_fprop":
             module.max_fprop(*tasks, X, S, xs, ys, C, rows, g, tables, divisors, work, work_bytes)
         else:
@@ -151,28 +139,19 @@ def row_forward(op: str, problem: PoolProblem, geometry: Any) -> Run:
     return run
 
 
-def row_gradient(op: str, problem: PoolProblem, geometry: Any) -> Run:
-    unit, taps, g, work_bytes = geometry.unit, geometry.taps, geometry.g, geometry.work_bytes
+def row_gradient(problem: PoolProblem, geometry: Any) -> Run:
+    """Of average pooling."""
+    unit, g, work_bytes = geometry.unit, geometry.g, geometry.work_bytes
     C, rows, tasks = problem.C, geometry.rows, split_of(problem.N * problem.C * geometry.blocks)
-    G, S = storage(problem.dtype), computed(dtype_of(problem.dtype))
-    divisors, along_c = divisors_of(problem, unit), channel_gradient(op, problem)
-    if op == "maxpool_dgrad":
-        divisors = tuple(np.ones_like(factors) for factors in divisors)
+    G, S, divisors = storage(problem.dtype), computed(dtype_of(problem.dtype)), divisors_of(problem, unit)
 
-    def run(dx: Array, dy: Array, x: Any = None) -> None:
+    def run(dx: Array, dy: Array) -> None:
         if dx.size == 0:
             return
-        scratch = workspace(work_bytes * threads())  # held until the kernel returns
-        work = address_of(scratch)
-        module, dxs, dys = kernels("pool_rows_dgrad"), operand(dx, unit), operand(dy, unit)
-        if op == "avgpool_dgrad":
-            module.avg_dgrad(*tasks, G, S, dys, dxs, C, rows, g, divisors, work, work_bytes)
-            return
-        X, SX, xs = storage(x.dtype), computed(x.dtype), operand(x, unit)
-        if itemsize(SX) != itemsize(S):  # lanes of x are not lanes of dy
-            along_c(dx, dy, x)
-            return
-        module.max_dgrad(*tasks, X, SX, G, S, xs, dys, dxs, C, rows, g, taps, divisors, work, work_bytes)
+        held = scratch(work_bytes * threads())  # until the kernel returns
+        work = held.address
+        dys, dxs = operand(dy, unit), operand(dx, unit)
+        kernels("pool_rows_dgrad").avg_dgrad(*tasks, G, S, dys, dxs, C, rows, g, divisors, work, work_bytes)
 
     return run
 
@@ -185,18 +164,13 @@ def planes(op: str, problem: PoolProblem, why: str) -> Launch:
     along_c, unit = channels(op, problem, why).run, ROW_UNIT[problem.ndim]
     sizes = lift(problem.size, 1, unit)
     divisor = math.prod(float(factors[0]) for factors in divisors_of(problem, unit))
+    count, X, S = problem.N * problem.C, storage(problem.dtype), computed(dtype_of(problem.dtype))
 
     def run(y: Array, x: Array) -> None:
         if x.size == 0 or adjacent(x, SPREAD_LANES):
             along_c(y, x)
             return
-        from fastconv.backends.cpu.elementwise import rows_of
-
-        N, C = x.shape[:2]
-        sums = np.empty((N, C))
-        X, S, module = storage(x.dtype), computed(x.dtype), kernels("elementwise")
-        module.bias_grad_planes(N * C, C, X, S, *rows_of(x, sizes, unit), sums.ctypes.data)
-        with np.errstate(all="ignore"):
-            y[...] = (sums / divisor).reshape(y.shape)
+        xs, extents = rows_of(x, sizes, unit)
+        kernels("pool_rows").avg_planes(count, X, S, xs, operand(y, unit), problem.C, extents, divisor)
 
     return Launch(run, "planes", why)

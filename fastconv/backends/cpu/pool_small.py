@@ -16,7 +16,7 @@ import numpy as np
 from fastconv.arrays import dtype_of
 from fastconv.backends.reference import check_indices, divisors_of, lowest, norm
 from fastconv.errors import ShapeError
-from fastconv.problem import PoolProblem
+from fastconv.problem import NO_TAP, PoolProblem
 
 Array = np.ndarray
 Run = Callable[..., None]
@@ -53,6 +53,14 @@ class Tables:
             cells = _outer(cells * n, at, np.add)
             valid = _outer(valid, has, np.logical_and)
         return cells, valid
+
+    def numbers(self) -> Array:
+        """[K, P], the number of every tap in the frame of its window."""
+        numbers = np.zeros((1, 1), np.int64)
+        for axis, n in enumerate(self.problem.frame):
+            tap = np.arange(max(max(count for _, count in self.problem.cells(axis)), 1))[:, None]
+            numbers = _outer(numbers * n, tap + self.problem.first_taps(axis), np.add)
+        return numbers
 
     def inverse(self, valid: Array, cells: Array) -> tuple[Array, Array]:
         """(taps[R, S] as k * P + p, which of them there are)."""
@@ -141,6 +149,40 @@ def maxpool_dgrad(tables: Tables) -> Run:
     return run
 
 
+def maxpool_places(tables: Tables) -> Run:
+    if tables.problem.dtype_of("places") == "int64":
+        return maxpool_indices(tables)
+    cells, valid = tables.windows()
+    numbers, outputs = tables.numbers().astype(np.uint8), np.arange(cells.shape[1])
+    empty = np.flatnonzero(~valid.any(0))
+
+    def run(y: Array, places: Array, x: Array) -> None:
+        met = tables.planes_of(x).take(cells, 1)
+        tap = met.argmax(1)
+        best, place = np.take_along_axis(met, tap[:, None], 1)[:, 0], numbers[tap, outputs]
+        if empty.size:
+            best[:, empty], place[:, empty] = lowest(met.dtype), NO_TAP
+        y[...] = best.reshape(tables.y)
+        places[...] = place.reshape(tables.y)
+
+    return run
+
+
+def maxpool_places_dgrad(tables: Tables) -> Run:
+    if tables.problem.dtype_of("places") == "int64":
+        along = maxpool_dgrad(tables)
+        return lambda dx, dy, indices: along(dx, dy, None, indices)
+    cells, valid = tables.windows()
+    taps, there = tables.inverse(valid, cells)
+    outputs, mine = taps % cells.shape[1], tables.numbers().astype(np.uint8).reshape(-1)[taps]
+
+    def run(dx: Array, dy: Array, places: Array) -> None:
+        given = (places.reshape(tables.flat[1]).take(outputs, 1) == mine) & there
+        dx[...] = tables.planes_of(dy).take(outputs, 1).sum(1, where=given).reshape(tables.x)
+
+    return run
+
+
 def avgpool_fprop(tables: Tables) -> Run:
     cells, valid = tables.windows()
     divisors = tables.divisors()
@@ -218,6 +260,7 @@ def maxunpool_dgrad(tables: Tables) -> Run:
 
 RUNS = {
     "maxpool_fprop": maxpool_fprop, "maxpool_indices": maxpool_indices, "maxpool_dgrad": maxpool_dgrad,
+    "maxpool_places": maxpool_places, "maxpool_places_dgrad": maxpool_places_dgrad,
     "avgpool_fprop": avgpool_fprop, "avgpool_dgrad": avgpool_dgrad,
     "lppool_fprop": lppool_fprop, "lppool_dgrad": lppool_dgrad,
     "maxunpool_fprop": maxunpool_fprop, "maxunpool_dgrad": maxunpool_dgrad,

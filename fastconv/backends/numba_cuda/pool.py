@@ -48,7 +48,7 @@ def window_geometry(problem: PoolProblem) -> Ints:
     missing, axes = 3 - problem.ndim, range(problem.ndim)
     window = problem.window
     if window is None:
-        rows: list[list[int]] = [[1] * len(axes), [0] * len(axes), [0] * len(axes), [1] * len(axes)]
+        rows: list[list[int]] = [list(problem.frame), [0] * len(axes), [0] * len(axes), [1] * len(axes)]
     else:
         rows = [list(window.ksize), list(window.stride), [low for low, _ in window.pad], list(window.dilation)]
     units = ((1, problem.out), (1, problem.size), (1, rows[0]), (1, rows[1]), (0, rows[2]), (1, rows[3]))
@@ -88,30 +88,47 @@ def maxpool_fprop(problem: PoolProblem, y: Any, x: Any) -> Run:
 
 
 def maxpool_indices(problem: PoolProblem, y: Any, indices: Any, x: Any) -> Run:
-    return maxima(problem, y, dtype_name(y), lifted(y), x, indices=lifted(indices))
+    return maxima(problem, y, dtype_name(y), lifted(y), x, "int64", lifted(indices))
 
 
-def maxima(problem: PoolProblem, by: Any, dtype: str, y_steps: Ints, x: Any, indices: Ints | None = None) -> Run:
-    dtypes = dtype, None if indices is None else "int64", dtype_name(x)
-    sizes = geometry(problem, by, y_steps, x, y_steps if indices is None else indices)
-    return Call(pool_max.fprop, (dtype, dtype_name(x), indices is not None), over(outputs(problem)), dtypes, sizes)
+def maxpool_places(problem: PoolProblem, y: Any, places: Any, x: Any) -> Run:
+    return maxima(problem, y, dtype_name(y), lifted(y), x, dtype_name(places), lifted(places))
+
+
+def maxima(
+    problem: PoolProblem, by: Any, dtype: str, y_steps: Ints, x: Any, places: str | None = None, steps: Ints = ()
+) -> Run:
+    """Maxima alone, or with their places: indices, or the numbers of their taps in bytes."""
+    dtypes, key = (dtype, places, dtype_name(x)), (dtype, dtype_name(x), places)
+    sizes = geometry(problem, by, y_steps, x, steps or y_steps)
+    return Call(pool_max.fprop, key, over(outputs(problem)), dtypes, sizes)
+
+
+def gather(problem: PoolProblem, dx: Any, dy: Any, places: str, steps: Ints) -> Run:
+    """The gradient along places in their windows."""
+    dtypes = dtype_name(dx), dtype_name(dy)
+    sizes = geometry(problem, dx, dx, dy, steps)
+    return Call(pool_max.gather, (*dtypes, places == "uint8"), over(cells(problem)), (*dtypes, places), sizes)
+
+
+def maxpool_places_dgrad(problem: PoolProblem, dx: Any, dy: Any, places: Any) -> Run:
+    return gather(problem, dx, dy, dtype_name(places), lifted(places))
 
 
 def maxpool_dgrad(problem: PoolProblem, dx: Any, dy: Any, x: Any, indices: Any) -> Run:
     """Finds the maxima again where no indices are given."""
-    dtypes = dtype_name(dx), dtype_name(dy)
-    scratch_steps = flat_steps(problem, "y")
-    places, at = ("int64", scratch_steps) if indices is None else (dtype_name(indices), lifted(indices))
-    add = Call(pool_max.gather, dtypes, over(cells(problem)), (*dtypes, places), geometry(problem, dx, dx, dy, at))
     if indices is None:
-        find = maxima(problem, dy, dtype_name(x), scratch_steps, x, indices=scratch_steps)
+        steps, places = flat_steps(problem, "y"), problem.dtype_of("places")
+        find = maxima(problem, dy, dtype_name(x), steps, x, places, steps)
+        follow = gather(problem, dx, dy, places, steps)
 
         def run(dx: Any, dy: Any, x: Any, indices: None) -> None:
-            found = scratch(problem.dims("y"), np.int64)
+            found = scratch(problem.dims("y"), np.dtype(places))
             find(scratch(problem.dims("y"), x.dtype), found, x)
-            add(dx, dy, found)
+            follow(dx, dy, found)
 
         return run
+    add = gather(problem, dx, dy, dtype_name(indices), lifted(indices))
     strays, anywhere = check(problem, indices, low=-1), scatter(problem, dx, dy, indices)
 
     def run_with(dx: Any, dy: Any, x: Any, indices: Any) -> None:
@@ -261,6 +278,8 @@ PLANS: dict[str, tuple[Callable[..., Run], str, str]] = {
     "maxpool_fprop": (maxpool_fprop, "direct", OUTPUTS),
     "maxpool_indices": (maxpool_indices, "direct", OUTPUTS),
     "maxpool_dgrad": (maxpool_dgrad, "gather", f"{CELLS}; {CHECKED}"),
+    "maxpool_places": (maxpool_places, "direct", OUTPUTS),
+    "maxpool_places_dgrad": (maxpool_places_dgrad, "gather", CELLS),
     "avgpool_fprop": (avgpool_fprop, "direct", OUTPUTS),
     "avgpool_dgrad": (avgpool_dgrad, "gather", CELLS),
     "lppool_fprop": (lppool_fprop, "direct", OUTPUTS),

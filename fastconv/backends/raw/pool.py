@@ -8,9 +8,10 @@ index     along the indices of max unpooling
 
 Whether memory is planes of pixels, or has channels adjacent, shows in the strides of a call.
 
-A gradient of max pooling first notes each window's first maximum, by the number of its tap in a byte; windows of more
-than 255 taps note the offset of the cell. Of Lp pooling, the norms. Both lie in a workspace; where it would pass its
-limit, images and channels are taken in parts.
+A gradient of max pooling goes by the places that the forward pass noted of each window's first maximum: the number of
+its tap in a byte, or the index of the cell where windows have more than 255 taps. Where there are none, it notes them
+first; that of Lp pooling the norms. Both then lie in a workspace; where it would pass its limit, images and channels
+are taken in parts.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from fastconv import tuning
-from fastconv.arrays import module_of, name_of
+from fastconv.arrays import dtype_of, module_of, name_of
 from fastconv.backends.base import Launch
 from fastconv.backends.cpu.pool_small import foreign
 from fastconv.backends.raw import args, device
@@ -48,8 +49,7 @@ Array = Any
 Run = Callable[..., None]
 
 MOST_NUMBERED = 2**31  # taps of windows that threads of several channels number
-MOST_TAPS = 255  # that a byte can number, 255 being none
-NOTE, OFFSET, WINNER = np.dtype(np.uint8), np.dtype(np.int64), np.dtype(np.uint32)
+WINNER = np.dtype(np.uint32)
 FILES = {"max": "pool_max.cu", "avg": "pool_avg.cu", "lpp": "pool_lp.cu"}
 STRIDES = {"x": "xs", "y": "ys", "dx": "dxs", "indices": "is", "scratch": "ss"}
 FLOATS = ("float16", "bfloat16", "float32", "float64")
@@ -88,6 +88,8 @@ def instances() -> Iterator[Instance]:
             yield Instance("pool_max.cu", "maxpool_fprop", (STORED[dtype], str(lanes)))
     for dtype in (*FLOATS, "uint8", "uint16", "uint32", "uint64"):
         yield Instance("pool_max.cu", "maxpool_dgrad", (summed(dtype), "int64_t", "1"))
+        if dtype not in FLOATS:
+            yield Instance("pool_max.cu", "maxpool_dgrad", (summed(dtype), "uint8_t", "1"))
     for dtype in FLOATS:
         for lanes in sorted({1, lanes_of(dtype)}):
             yield Instance("pool_max.cu", "maxpool_dgrad", (summed(dtype), "uint8_t", str(lanes)))
@@ -131,8 +133,9 @@ def choose(
             "values move to and from where their indices say; of several, an atomic maximum finds the last",
         )
     last, dtype = problem.layout == "NHWC" and problem.C > 1, problem.dtype
-    by_tap = op == "maxpool_dgrad" and noted_by_tap(problem)
-    algorithm = "direct" if mode == "off" else variant(op.replace("indices", "fprop"), problem, dtype, last, by_tap)
+    kernel = {"maxpool_indices": "maxpool_fprop", "maxpool_places": "maxpool_fprop"}.get(op, op.replace("_places", ""))
+    by_tap = kernel == "maxpool_dgrad" and problem.dtype_of("places") == "uint8"
+    algorithm = "direct" if mode == "off" else variant(kernel, problem, dtype, last, by_tap)
     lanes = lanes_of(dtype) if last and not op.startswith("lp") and problem.C % lanes_of(dtype) == 0 else 1
     return algorithm, {"lanes": lanes}, WHY[algorithm]
 
@@ -175,13 +178,8 @@ def plane_bytes(op: str, problem: PoolProblem) -> int:
     if op.startswith("maxunpool"):
         return 4 * math.prod(problem.size)
     if op == "maxpool_dgrad":
-        return math.prod(problem.out) * (1 if noted_by_tap(problem) else 8)
+        return math.prod(problem.out) * dtype_of(problem.dtype_of("places")).itemsize
     return math.prod(problem.out) * WORKING[problem.dtype] if op == "lppool_dgrad" else 0
-
-
-def noted_by_tap(problem: PoolProblem) -> bool:
-    """Whether a byte holds the number of every tap, and there are kernels that read it."""
-    return math.prod(args.pool(problem)["ksize"]["value"].tolist()) <= MOST_TAPS and problem.dtype in FLOATS
 
 
 def plan(op: str, problem: PoolProblem) -> Launch:
@@ -303,7 +301,10 @@ def of_x(views: dict[str, Array]) -> tuple[str, ...]:
 
 def fprop(problem: PoolProblem, op: str) -> Run:
     """Max pooling with or without indices, average and Lp pooling."""
-    kernel, roles = ("maxpool_fprop", "y indices x") if op == "maxpool_indices" else (op, "y x")
+    kernel, roles = op, "y x"
+    if op in ("maxpool_indices", "maxpool_places"):
+        notes = noted(problem) if op == "maxpool_places" else "indices"
+        kernel, roles = "maxpool_fprop", f"y {notes} x"
     compute = Pass(problem, kernel, "out", roles, of_x, 0 if op == "lppool_fprop" else ACCESS)
 
     def run(*views: Array) -> None:
@@ -312,20 +313,40 @@ def fprop(problem: PoolProblem, op: str) -> Run:
     return run
 
 
+def noted(problem: PoolProblem) -> str:
+    """What the kernels call the places of maxima: bytes go to `scratch`, and 64 bits to `indices`."""
+    return "scratch" if problem.dtype_of("places") == "uint8" else "indices"
+
+
+def gather(problem: PoolProblem, places: str) -> Pass:
+    """The gradient of max pooling along places of that dtype: the numbers of taps, or indices."""
+    template = summed(problem.dtype), f"{places}_t"
+    lanes = ACCESS if places == "uint8" and problem.dtype in FLOATS else 1
+    return Pass(problem, "maxpool_dgrad", "size", "dx y indices", lambda views: template, lanes)
+
+
+def places_dgrad(problem: PoolProblem, op: str) -> Run:
+    compute = gather(problem, problem.dtype_of("places"))
+
+    def run(dx: Array, dy: Array, places: Array) -> None:
+        compute(device.current(), dx, dy, places)
+
+    return run
+
+
 def max_dgrad(problem: PoolProblem, op: str) -> Run:
-    by_tap, gradient = noted_by_tap(problem), summed(problem.dtype)
-    along = Pass(problem, op, "size", "dx y indices", lambda views: (gradient, "int64_t"), 1)
-    find = Pass(problem, "maxpool_fprop", "out", "scratch x" if by_tap else "indices x", of_x, ACCESS)
-    gather = Pass(problem, op, "size", "dx y indices", lambda views: (gradient, "uint8_t"), ACCESS) if by_tap else along
+    places = problem.dtype_of("places")
+    find = Pass(problem, "maxpool_fprop", "out", f"{noted(problem)} x", of_x, ACCESS)
+    along, follow = gather(problem, "int64"), gather(problem, places)
 
     def run(dx: Array, dy: Array, x: Array, indices: Array | None) -> None:
         on = device.current()
         if indices is not None:
             along(on, dx, dy, indices)
             return
-        notes = Workspace(on, dx, problem.out, NOTE if by_tap else OFFSET)
+        notes = Workspace(on, dx, problem.out, dtype_of(places))
         find(on, notes, x)
-        gather(on, dx, dy, notes)
+        follow(on, dx, dy, notes)
 
     return run
 
@@ -406,6 +427,7 @@ def checked(problem: PoolProblem, kernel: str, refuse: Callable[[np.ndarray], No
 
 BUILD: dict[str, Callable[[PoolProblem, str], Run]] = {
     "maxpool_dgrad": max_dgrad,
+    "maxpool_places_dgrad": places_dgrad,
     "avgpool_dgrad": avg_dgrad,
     "lppool_dgrad": lp_dgrad,
     "maxunpool_fprop": unpool,

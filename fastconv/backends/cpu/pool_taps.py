@@ -1,0 +1,141 @@
+"""The gradient of max pooling from where its maxima are, and from x, of which they are found first."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from fastconv.arrays import dtype_of, name_of
+from fastconv.backends.base import Launch
+from fastconv.backends.cpu.pool_channels import channel_gradient
+from fastconv.backends.cpu.pool_common import (
+    ROW_UNIT,
+    SPREAD_LANES,
+    Array,
+    Run,
+    adjacent,
+    computed,
+    itemsize,
+    kernels,
+    labels,
+    lift,
+    operand,
+    split_of,
+    storage,
+)
+from fastconv.backends.cpu.workspace import scratch, threads, workspace
+from fastconv.problem import Ints, PoolProblem
+
+BLOCK_BYTES = 2**18  # of the rows of dx that a block scatters to: inside a core's second-level cache
+TABLES = 4096  # bytes of the kernel's lists of taps
+
+
+def taps(op: str, problem: PoolProblem, why: str) -> Launch:
+    """Along the numbers of taps: with lanes along C where the channels of dx are adjacent, else plane by plane."""
+    along_c, along_w, by_one = channel_gradient(op, problem), gather(problem), scatter(problem)
+
+    def run(dx: Array, dy: Array, places: Array) -> None:
+        if dx.size == 0:
+            return
+        if adjacent(dx, SPREAD_LANES):
+            along_c(dx, dy, places)
+        elif along_w is not None and in_rows(dx) and in_rows(dy) and in_rows(places):
+            along_w(dx, dy, places)
+        else:
+            by_one(dx, dy, places)
+
+    return Launch(run, "taps", why)
+
+
+def in_rows(array: Array) -> bool:
+    """Whether neighbours along the last axis lie next to each other."""
+    return array.strides[-1] == array.itemsize
+
+
+def rows_of(problem: PoolProblem, unit: Ints) -> tuple[int, tuple[int, int, int]]:
+    """(rows of dx in a block, its tasks)."""
+    sizes, frame = lift(problem.size, 1, unit), lift(problem.frame, 1, unit)
+    row = itemsize(computed(dtype_of(problem.dtype))) * sizes[1] * sizes[2]
+    rows = min(sizes[0], max(BLOCK_BYTES // row, 4 * frame[0]))
+    return rows, split_of(problem.N * problem.C * -(-sizes[0] // rows))
+
+
+def gather(problem: PoolProblem) -> Run | None:
+    """With lanes along W, where the kernel takes the problem."""
+    window, unit, S = problem.window, ROW_UNIT[problem.ndim], computed(dtype_of(problem.dtype))
+    if window is None or set(window.dilation) != {1} or window.stride[-1] > 2 or storage(problem.dtype) is not S:
+        return None
+    C, (rows, tasks) = problem.C, rows_of(problem, unit)
+    sizes, outs = lift(problem.size, 1, unit), lift(problem.out, 1, unit)
+    strides, frame = lift(window.stride, 1, unit), lift(window.ksize, 1, unit)
+    lows = lift([low for low, _ in window.pad], 0, unit)
+    reaches = tuple(reach(*[of[axis] for of in (sizes, outs, strides, frame, lows)]) for axis in (0, 1))
+
+    def run(dx: Array, dy: Array, places: Array) -> None:
+        kernels("pool_taps").gather_taps(
+            *tasks, S, labels(S), operand(dy, unit), operand(places, unit), operand(dx, unit), C, rows, reaches,
+            strides, frame, sizes, outs, lows[2],
+        )  # fmt: skip
+
+    return run
+
+
+def reach(size: int, out: int, stride: int, ksize: int, low: int) -> Array:
+    """Per cell of an axis, the first output that meets it, how many do, and by which tap the first does."""
+    place = np.arange(size) + low
+    first = np.maximum(0, -((ksize - 1 - place) // stride))
+    count = np.minimum(out, place // stride + 1) - first
+    return np.stack([first, np.maximum(count, 0), place - first * stride], 1)
+
+
+def scatter(problem: PoolProblem) -> Run:
+    """Output by output, for every window and all memory."""
+    unit, axes, C = ROW_UNIT[problem.ndim], range(problem.ndim), problem.C
+    sizes, frame = lift(problem.size, 1, unit), lift(problem.frame, 1, unit)
+    steps = lift([problem.step(axis) for axis in axes], 1, unit)
+    begins = [
+        [first - tap * problem.step(axis) for (first, _), tap in zip(cells, problem.first_taps(axis), strict=True)]
+        for axis, cells in ((axis, problem.cells(axis)) for axis in axes)
+    ]
+    starts = lift([np.array(begin, np.int64) for begin in begins], np.zeros(1, np.int64), unit)
+    G, S = storage(problem.dtype), computed(dtype_of(problem.dtype))
+    rows, tasks = rows_of(problem, unit)
+    work_bytes = TABLES + (0 if G is S else itemsize(S) * rows * sizes[1] * sizes[2]) + 64
+
+    def run(dx: Array, dy: Array, places: Array) -> None:
+        held = scratch(work_bytes * threads())  # until the kernel returns
+        kernels("pool_taps").scatter_taps(
+            *tasks, G, S, operand(dy, unit), operand(places, unit), operand(dx, unit), C, rows, starts, steps, frame,
+            sizes, held.address, work_bytes,
+        )  # fmt: skip
+
+    return run
+
+
+def find_first(problem: PoolProblem, forward: Any, backward: Launch) -> Run:
+    """The gradient from x: the forward pass, for its places alone, and the gradient from these."""
+    forwards: dict[str, Run] = {}
+
+    def run(dx: Array, dy: Array, x: Array) -> None:
+        name = name_of(x.dtype)
+        if name not in forwards:
+            forwards[name] = forward(replace(problem, dtype=name)).run
+        y = kept("maxima", problem, x, x.dtype)
+        places = kept("places", problem, x, np.dtype(problem.dtype_of("places")))
+        forwards[name](y, places, x)
+        backward.run(dx, dy, places)
+
+    return run
+
+
+def kept(slot: str, problem: PoolProblem, like: Array, dtype: np.dtype) -> Array:
+    """A canonical array of the output's extents in this thread's memory, its channels adjacent where those of x are."""
+    N, C, *outs = problem.dims("y")
+    count = N * C * math.prod(outs)
+    flat = workspace(count * dtype.itemsize, slot)[: count * dtype.itemsize].view(dtype)
+    if adjacent(like, SPREAD_LANES):
+        return flat.reshape(N, *outs, C).transpose(0, problem.ndim + 1, *range(1, problem.ndim + 1))
+    return flat.reshape(N, C, *outs)
