@@ -38,7 +38,8 @@ def parts(left: float, sanitizer: str | None) -> list[Part]:
     """What to run, the most telling first."""
     python, fastconv = sys.executable, (sys.executable, "-m", "fastconv")
     tests = (python, "-m", "pytest", "-q", "-m", "gpu", "tests/test_exact.py", "tests/test_adjoint.py",
-             "tests/test_nonfinite.py", "tests/test_signal.py", "tests/test_gpu.py")  # fmt: skip
+             "tests/test_nonfinite.py", "tests/test_signal.py", "tests/test_gpu.py", "tests/test_interop_torch.py",
+             "tests/test_interop_jax.py", "tests/test_interop_dask.py", "tests/test_interop_cupy_cudnn.py")  # fmt: skip
     found = [
         Part("tests", tests, left / 4),
         Part("selftest", (*fastconv, "selftest", "--backend", "raw,numba"), left / 6),

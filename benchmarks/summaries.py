@@ -74,6 +74,23 @@ def _summarise(scope: str, name: str, group: str, rows: list[Row], subject: str)
     }  # fmt: skip
 
 
+def versions(rows: Sequence[Row], subject: str) -> list[dict[str, Any]]:
+    """Backend against backend, kernel by kernel: the geomean per other backend, pass and pair of algorithms."""
+
+    def key(row: Row) -> tuple[str, str, str]:
+        return row["group"], row["results"][subject]["note"], row["results"][other]["note"]
+
+    found = []
+    for other in dict.fromkeys(name for row in rows for name in row["ratios"] if name.startswith("fastconv.")):
+        for (group, mine, theirs), same in _grouped((row for row in rows if other in row["ratios"]), key):
+            values = [row["ratios"][other] for row in same]
+            found.append({
+                "other": other, "group": group, "mine": mine, "theirs": theirs, "rows": len(values),
+                "geomean": geomean(values), "low": min(values), "high": max(values),
+            })  # fmt: skip
+    return found
+
+
 # ---------------------------------------------------------------- whole networks
 
 

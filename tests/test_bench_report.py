@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from fastconv.benchmarks import compare, kept, regimes, report, results, runner, table
+from fastconv.benchmarks import compare, kept, regimes, report, results, runner, summaries, table
 from fastconv.benchmarks.cases import build_cases
 from fastconv.benchmarks.limits import Limits
 from fastconv.benchmarks.report.svg import Scale, short
@@ -341,6 +341,29 @@ def test_a_run_is_kept(doc, tmp_path, monkeypatch):
 def test_a_page_without_marks():
     with pytest.raises(ValueError, match="has no <!-- figures"):
         kept.with_figures("nothing", "figures")
+
+
+def test_kernel_against_kernel(doc, run_of):
+    assert "Kernel against kernel" not in report.render(doc)  # one backend
+    run = run_of(("alexnet",))
+    run.settings = replace(run.settings, device="gpu", backends=("raw", "numba"))
+    for number, row in enumerate(run.rows):
+        mine = replace(row.outcomes.pop("fastconv.cpu"), host=3e-6, note="tiles")
+        blocks = tuple(block * (2 if number % 2 else 8) for block in mine.timing.blocks)
+        theirs = replace(mine, timing=replace(mine.timing, blocks=blocks), note="direct")
+        row.outcomes = {"fastconv.raw": mine, "fastconv.numba": theirs, **row.outcomes}
+    run.contestants = {"fastconv.raw": "backend raw", "fastconv.numba": "backend numba"}
+    made = results.document(run)
+    entries = [entry for entry in summaries.versions(made["rows"], "fastconv.raw") if entry["rows"] > 1]
+    assert {(entry["other"], entry["mine"], entry["theirs"]) for entry in entries} == {
+        ("fastconv.numba", "tiles", "direct")
+    }
+    assert all(entry["low"] == pytest.approx(2) and entry["high"] == pytest.approx(8) for entry in entries)
+    assert all(2 < entry["geomean"] < 8 for entry in entries)
+    text = report.render(made)
+    assert Page(text).faults == []
+    assert "raw: tiles" in text
+    assert "numba: direct" in text
 
 
 def test_gpu_figures_say_which(run_of):

@@ -52,7 +52,7 @@ def flags():
 
 def poison():
     for slot in vars(workspace._local):
-        kept = getattr(workspace._local, slot)
+        kept = getattr(workspace._local, slot).array
         kept[: kept.size // 8 * 8].view(np.uint64)[:] = 0x0000000100000001  # denormal in every float
 
 

@@ -515,3 +515,19 @@ def test_convolution_on_a_gpu(case):
     assert y.device == expected.device
     assert torch.equal(y, expected)
     assert patched.report().ran == {"convolution": 1}
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch sees no GPU")
+def test_a_network_on_a_gpu():
+    """Forward and backward, poolings too, on a stream that is not the default one."""
+    model, x = small_network().cuda(), torch.randn(4, 1, 16, 16).cuda()
+    expected = gradients(model, x)
+    torch.cuda.synchronize()
+    with patch() as patched, torch.cuda.stream(torch.cuda.Stream()):
+        found = gradients(model, x)
+    torch.cuda.synchronize()
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+    assert patched.report().ran
+    assert patched.report().passed == {}

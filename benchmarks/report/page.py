@@ -10,6 +10,7 @@ from typing import Any
 from fastconv.benchmarks.kept import batch_of, device_of
 from fastconv.benchmarks.report import plots
 from fastconv.benchmarks.results import GROUPS, Document, problems
+from fastconv.benchmarks.summaries import versions
 from fastconv.benchmarks.table import brief, percent, ratio, seconds
 
 WIDE, NARROW = 980, 348  # pixels: a desk's column and a phone's
@@ -39,7 +40,8 @@ the gradient to the network's own input.</p>
 
 def render(doc: Document) -> str:
     """The page for a document that `fastconv.benchmarks.results.document` made."""
-    sections = [_headline(doc), _whole(doc), _summary(doc), _roofline(doc), *_networks(doc), _rows(doc), _missing(doc)]
+    sections = [_headline(doc), _whole(doc), _summary(doc), _roofline(doc), *_networks(doc), _versions(doc)]
+    sections += [_rows(doc), _missing(doc)]
     sections += [section("How it was measured", METHOD), _environment(doc)]
     return page("fastconv benchmark", sections)
 
@@ -198,6 +200,29 @@ def _networks(doc: Document) -> list[str]:
             parts.append(f"{'<h3>By layer</h3>' if bars else ''}{_pass_legend(doc, rows)}{dots}")
         sections.append(section(part[1], *parts, note=note if bars else ""))
     return sections
+
+
+def _versions(doc: Document) -> str:
+    """Empty where one backend ran alone."""
+    subject = doc["subject"]
+    names = {name: name.removeprefix("fastconv.") for name in doc["contestants"]}
+    found = [
+        [
+            escape(entry["group"]), escape(f"{names[subject]}: {entry['mine']}"),
+            escape(f"{names[entry['other']]}: {entry['theirs']}"), str(entry["rows"]),
+            _graded(entry["geomean"], f"{ratio(entry['low'])} to {ratio(entry['high'])}"),
+        ]
+        for entry in versions(doc["rows"], subject)
+    ]  # fmt: skip
+    if not found:
+        return ""
+    note = (
+        f"How many times faster {escape(names[subject])}'s kernel is than another backend's for the same rows, as a "
+        "geomean; its tip has the extremes. Of raw against numba this is what Python costs a kernel."
+    )
+    return section(
+        "Kernel against kernel", table(["pass", "kernel", "against", "rows", "ratio"], found, "", 3), note=note
+    )
 
 
 def _rows(doc: Document) -> str:

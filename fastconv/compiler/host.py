@@ -8,12 +8,16 @@ argument types.
 from __future__ import annotations
 
 import pickle
+from collections.abc import Callable
 from functools import lru_cache
+from operator import itemgetter
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import llvmlite
 import numba
+import numpy as np
 from numba.core import serialize
 from numba.core.compiler import CompileResult
 
@@ -21,10 +25,45 @@ from fastconv.compiler import store
 from fastconv.tuning import cache_dir
 
 
-def host_kernel(dispatcher: Any) -> Any:
-    """Give a lazily compiled Numba function its place in the disk cache; nothing compiles here."""
-    dispatcher._cache = KernelCache(dispatcher.py_func)
-    return dispatcher
+class HostKernel:
+    """A compiled kernel, called by its entry point: Numba's dispatcher looks at the type of every argument of every
+    call, which takes longer than many a kernel does.
+
+    Which compiled form serves is decided by the arguments that stand for a type, a storage or a form of tiles. All
+    others are of one type in every call: ints, floats, arrays of one dtype, tuples of one length.
+    """
+
+    __slots__ = ("_dispatcher", "_entries", "_kinds")
+
+    def __init__(self, dispatcher: Any):
+        dispatcher._cache = KernelCache(dispatcher.py_func)
+        self._dispatcher = dispatcher
+        self._kinds: Callable[[tuple[Any, ...]], Any] | None = None
+        self._entries: dict[Any, Callable[..., None]] = {}
+
+    def entry(self, *types: Any) -> Callable[..., Any]:
+        """The entry point for arguments of these Numba types, from the disk cache if it is there."""
+        compiled: Callable[..., Any] = self._dispatcher.compile(types)
+        return compiled
+
+    def __call__(self, *arguments: Any) -> None:
+        kinds = self._kinds
+        if kinds is None:
+            kinds = self._kinds = itemgetter(*(at for at, value in enumerate(arguments) if not _is_number(value)))
+        try:
+            entry = self._entries[kinds(arguments)]
+        except KeyError:
+            entry = self._entries[kinds(arguments)] = self.entry(*map(numba.typeof, arguments))
+        entry(*arguments)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float | np.generic | np.ndarray | tuple)
+
+
+def host_kernels(module: ModuleType, *names: str) -> SimpleNamespace:
+    """The names of a module of kernels, its entry points given their place in the disk cache; nothing compiles here."""
+    return SimpleNamespace(**{**vars(module), **{name: HostKernel(getattr(module, name)) for name in names}})
 
 
 @lru_cache(maxsize=1)

@@ -22,8 +22,10 @@ from numba import get_thread_id, njit, prange
 from numba.extending import overload
 
 from fastconv.kernels.numba_cpu.elementwise import activate
-from fastconv.kernels.numba_cpu.gemm import OUTER_RUN, add, clear, copy_row, locate, multiply, scatter_row, stretch
+from fastconv.kernels.numba_cpu.gemm import copy_row, locate, scatter_row, stretch
+from fastconv.kernels.numba_cpu.gemm_wgrad import OUTER_RUN, add, clear
 from fastconv.kernels.numba_cpu.memory import load, size, store
+from fastconv.kernels.numba_cpu.product import multiply
 from fastconv.kernels.numba_cpu.simd import (
     NV,
     ROWS,
@@ -151,7 +153,7 @@ def gather_last(X, S, Y, g, taps, run, x, x_row, a, bias, code, y, y_row, panels
 
     Panels of filters are at `a`, [G][panels][rows (t, c)][vectors], and `bias` is S[G, whole vectors]. `x_row` and
     `y_row` are the bytes from one pixel to the next where rows of x are read, and sums kept in y, in place;
-    else 0. Tasks are G x `bundles` of tiles of pixels x `splits` of the panels; each thread uses `work_bytes` at
+    else 0. Tasks are G x `splits` of the panels x `bundles` of tiles of pixels; each thread uses `work_bytes` at
     `work`: up to DEPTH rows and the sums of a bundle's pixels.
     """
     K = g.C * taps.shape[0]
@@ -159,10 +161,10 @@ def gather_last(X, S, Y, g, taps, run, x, x_row, a, bias, code, y, y_row, panels
     tiles = (pixels + ROWS - 1) // ROWS
     vectors = (g.M + width(S) - 1) // width(S)
     pack_row = min(DEPTH, K) * size(S) + ROW_PAD
-    for index in prange(g.G * bundles * splits):
+    for index in prange(g.G * splits * bundles):
         task = np.int64(index)  # prange counts in uint64, which mixes with int64 to float64
-        rest, split = divmod(task, splits)
-        group, bundle = divmod(rest, bundles)
+        rest, bundle = divmod(task, bundles)
+        group, split = divmod(rest, splits)
         first, last = tiles * bundle // bundles * ROWS, min(pixels, tiles * (bundle + 1) // bundles * ROWS)
         whole = first + (last - first) // ROWS * ROWS
         q0, q1 = panels * split // splits, panels * (split + 1) // splits
@@ -221,7 +223,7 @@ def _turn_filters(W, S, source, row, rows, count, target, step):
 
 
 @njit(parallel=True, nogil=True)
-def pack_panels(W, S, w, G, M, C, wg, wm, wc, wt, panels, a):
+def pack_panels(W, S, G, M, C, wg, wm, wc, wt, panels, w, a):
     """a[G][panels][T * C rows][vectors], zeros beyond M, from w[g, m, c, t] with element strides; wt[T] are offsets.
 
     Tasks are panels by taps.
@@ -306,7 +308,6 @@ def wgrad_last(X, Y, S, W, g, taps, run, x, y, w, wg, wm, wc, wt, panels, r_task
         panel = packed + WGRAD_PIXELS * pack_row
         sums = panel + WGRAD_PIXELS * NV * VECTOR_BYTES
         part = sums + WGRAD_TILES * ROWS * WGRAD_PANELS * NV * VECTOR_BYTES
-        clear(S, sums, (r_end - r0) * (v1 - v0) * width(S))
         for j in range(WGRAD_PIXELS):
             clear(S, packed + j * pack_row + (r1 - r0) * size(S), r_end - r1)
         for first in range(0, pixels, WGRAD_PIXELS):
@@ -322,10 +323,10 @@ def wgrad_last(X, Y, S, W, g, taps, run, x, y, w, wg, wm, wc, wt, panels, r_task
                     a, c = packed + i * size(S), part + i * sums_row + (v - v0) * VECTOR_BYTES
                     multiply(
                         S, v_end - v, first % OUTER_RUN == 0, False, 0, last - first, a, pack_row, size(S), a,
-                        panel, (v_end - v) * VECTOR_BYTES, c, sums_row, 0, c, sums_row,
+                        panel, (v_end - v) * VECTOR_BYTES, 0, c, sums_row, 0, c, sums_row,
                     )  # fmt: skip
             if last % OUTER_RUN == 0 or last == pixels:
-                add(S, sums, part, (r_end - r0) * (v1 - v0) * width(S))
+                add(S, sums, part, (r_end - r0) * (v1 - v0) * width(S), last <= OUTER_RUN)
         channels = min(g.M, v1 * width(S)) - v0 * width(S)
         target = w + (group * wg + v0 * width(S) * wm) * size(W)
         put_rows(S, W, sums, sums_row, channels, g.C, target, wm, wc, wt, r0, r1)

@@ -63,6 +63,37 @@ def _unbox_storage(typ, obj, context):
     return NativeValue(context.context.get_dummy_value())
 
 
+class ArrayType(types.Type):
+    """Any NumPy array, of which a kernel learns the address: `address_of.compile((array_type,))`."""
+
+
+array_type = ArrayType("Array")
+register_model(ArrayType)(models.OpaqueModel)
+
+
+@unbox(ArrayType)
+def _unbox_array(typ, obj, context):
+    return NativeValue(obj)
+
+
+@intrinsic
+def _data(typing, array):
+    """The `data` of the array object, which NumPy's C interface puts right behind Python's object header."""
+
+    def generate(context, builder, signature, args):
+        header = context.get_constant(types.intp, object.__basicsize__ // np.dtype(np.intp).itemsize)
+        fields = builder.bitcast(args[0], context.get_value_type(types.intp).as_pointer())
+        return builder.load(builder.gep(fields, [header]))
+
+    return types.int64(array), generate
+
+
+@njit
+def address_of(array):
+    """The address of an array's first element."""
+    return _data(array)
+
+
 BITS = {"float16": types.uint16, "bfloat16": types.uint16}  # what lies in memory, where it is not the dtype itself
 FLOATS = ("float16", "bfloat16", "float32")
 SMALL_INTS = ("bool", "int8", "uint8", "int16", "uint16", "int32")

@@ -24,9 +24,9 @@ from typing import NamedTuple
 import numpy as np
 from numba import get_thread_id, njit, prange
 
-from fastconv.kernels.numba_cpu.gemm import multiply
 from fastconv.kernels.numba_cpu.memory import load, store
 from fastconv.kernels.numba_cpu.pool_vectors import keep, plus, whole
+from fastconv.kernels.numba_cpu.product import multiply
 from fastconv.kernels.numba_cpu.simd import NV, ROWS, VECTOR_BYTES
 from fastconv.kernels.numba_cpu.winograd import LEAST, S, transform_tiles
 from fastconv.kernels.numba_cpu.winograd_transforms import LANES, transform_gradient, turn_out
@@ -83,7 +83,7 @@ def accumulate(FR, FL, gr, gl, room, rows, lanes, r0, r1, l0, l1, b0, b1, blocks
                     source, target = a + q * room.v_plane + i * 4, sums + q * plane + (i * width + left) * VECTOR_BYTES
                     multiply(
                         S, right - left, block == b0, False, 0, tiles, source, room.v_row, 4, source,
-                        b + q * room.v_plane + left * VECTOR_BYTES, room.v_row,
+                        b + q * room.v_plane + left * VECTOR_BYTES, room.v_row, 0,
                         target, width * VECTOR_BYTES, 0, target, width * VECTOR_BYTES,
                     )  # fmt: skip
                     left = right

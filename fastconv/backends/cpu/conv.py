@@ -12,8 +12,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from functools import lru_cache, partial
-from types import ModuleType
-from typing import Any, NamedTuple
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 
@@ -21,12 +21,15 @@ from fastconv import tuning
 from fastconv.arrays import dtype_of
 from fastconv.backends.base import OPS, Launch
 from fastconv.backends.cpu import conv_last, small, winograd, winograd_wgrad
+from fastconv.backends.cpu.calls import Call, Filters, address, by_form, padded_bias
 from fastconv.backends.cpu.passes import (
     Pass,
+    activation_code,
     backward_axes,
     chunks,
     compute_dtype,
     cut,
+    extents,
     forward_axes,
     storage,
     strides_of,
@@ -35,8 +38,8 @@ from fastconv.backends.cpu.passes import (
     weight_strides,
 )
 from fastconv.backends.cpu.threads import guarded
-from fastconv.backends.cpu.workspace import threads, workspace
-from fastconv.problem import ACTIVATIONS, ConvProblem
+from fastconv.backends.cpu.workspace import Scratch, scratch, threads
+from fastconv.problem import ConvProblem
 
 SMALL_MACS = 2**18  # some microseconds of BLAS, below its own threshold for using threads
 SMALL_CELLS = 2**17  # of the unfolded input
@@ -105,14 +108,20 @@ def _measure(op: str, problem: ConvProblem) -> str:
 
 
 @lru_cache(maxsize=1)
-def kernels() -> ModuleType:
+def kernels() -> SimpleNamespace:
     """The compiled entry points; importing Numba waits until one is needed."""
-    from fastconv.compiler.host import host_kernel
+    from fastconv.compiler.host import host_kernels
     from fastconv.kernels.numba_cpu import gemm
 
-    for name in ("gather", "wgrad_dot", "wgrad_outer", "pack_weights"):
-        host_kernel(getattr(gemm, name))
-    return gemm
+    return host_kernels(gemm, "gather", "pack_weights")
+
+
+@lru_cache(maxsize=1)
+def wgrad_kernels() -> SimpleNamespace:
+    from fastconv.compiler.host import host_kernels
+    from fastconv.kernels.numba_cpu import gemm_wgrad
+
+    return host_kernels(gemm_wgrad, "wgrad_dot", "wgrad_outer")
 
 
 # ---------------------------------------------------------------- fprop and dgrad
@@ -122,40 +131,55 @@ def gather(op: str, problem: ConvProblem, why: str, kept: dict[int, Any] | None 
     """fprop is one pass over x; dgrad one over dy for each residue modulo the stride."""
     forward = op == "conv_fprop"
     passes = [Pass.of(axes) for axes in ([forward_axes(problem)] if forward else backward_axes(problem))]
-    code = 0 if problem.activation is None else ACTIVATIONS.index(problem.activation) + 1
     by_layout = problem.layout == "NHWC" and conv_last.takes(problem)
     bordered = not forward and any(one.meets_border for one in passes)
     config = {"passes": len(passes), "tile": _tile(problem), "lanes": "channels" if by_layout else "pixels"}
 
+    def bind(
+        passes: list[Pass], kept: dict[int, Any] | None, y: np.ndarray, x: np.ndarray, w: np.ndarray,
+        bias: np.ndarray | None,
+    ) -> Call:  # fmt: skip
+        last = conv_last.takes(problem, x, y)
+        bind_pass = conv_last.bind_pass if last else _bind_pass
+        calls: list[Call] = []
+        for number, one in enumerate(passes):
+            part = one.part(problem.ndim)
+            if one.places:
+                own = kept[number] if kept is not None and last == by_layout else None
+                calls.append(bind_pass(problem, forward, one, y[part], x, w, own))
+            else:
+                calls.append(partial(_fill, problem, part))
+
+        def call(*arrays: np.ndarray | None) -> None:
+            for one in calls:
+                one(*arrays)
+
+        return calls[0] if len(calls) == 1 else call
+
+    plainly = by_form(partial(bind, passes, kept))
+
     def run(y: np.ndarray, x: np.ndarray, w: np.ndarray, bias: np.ndarray | None) -> None:
         if y.size == 0:
             return
-        run_all(passes, kept, y, x, w, bias)
+        plainly(y, x, w, bias)
         if bordered and not np.isfinite(min(w, y, key=lambda array: array.size)).all():
             # The zeros beyond dy are no part of dgrad's sums, and an infinite weight has made them NaN.
             within = [Pass.of(part) for axes in backward_axes(problem) for part in unpadded(axes)]
-            run_all(within, None, y, x, w, bias)
-
-    def run_all(
-        passes: list[Pass], kept: dict[int, Any] | None, y: np.ndarray, x: np.ndarray, w: np.ndarray,
-        bias: np.ndarray | None,
-    ) -> None:  # fmt: skip
-        last = conv_last.takes(problem, x, y)
-        one_pass = conv_last.gather_pass if last else _gather_pass
-        for number, one in enumerate(passes):
-            part = y[(slice(None), slice(None), *one.part(problem.ndim))]
-            if not one.places:
-                small.fill(problem, part, bias)
-            else:
-                weights = kept[number] if kept is not None and last == by_layout else None
-                one_pass(problem, forward, one, code, part, x, w, bias, weights)
+            bind(within, None, y, x, w, bias)(y, x, w, bias)
 
     def prepare(w: np.ndarray) -> Launch:
-        pack = conv_last.weights if by_layout else _weights
-        packed = {n: list(pack(problem, forward, one, w, keep=True)) for n, one in enumerate(passes) if one.places}
+        lay = conv_last.lay if by_layout else _lay
+        packed = {n: [part.packed(w) for part in lay(problem, forward, one, w)] for n, one in enumerate(passes)}
         return gather(op, problem, why, packed)
 
     return Launch(run, "gemm", why, config, _gather_bytes(problem), prepare)
+
+
+def _fill(
+    problem: ConvProblem, part: Any, y: np.ndarray, x: np.ndarray, w: np.ndarray, bias: np.ndarray | None
+) -> None:
+    """The cells of a result that no tap reaches."""
+    small.fill(problem, y[part], bias)
 
 
 def _tile(problem: ConvProblem) -> str:
@@ -170,84 +194,74 @@ def _gather_bytes(problem: ConvProblem) -> int:
     return gemm.BUNDLE * gemm.BLOCK * simd.NV * simd.VECTOR_BYTES
 
 
-class Weights(NamedTuple):
-    """Filters as the kernel reads them: of `groups` from g0 and the channels [m0, m1) of each."""
+def _lay(problem: ConvProblem, forward: bool, one: Pass, w: np.ndarray) -> Iterator[Filters]:
+    """The filters where they lie, if they lie as the kernel reads them; else rearranged, a chunk at a time.
 
-    g0: int
-    groups: int
-    m0: int
-    m1: int
-    array: np.ndarray  # keeps the memory alive
-    group: int
-    block: int
-    row: int
-    step: int
-
-
-def _weights(problem: ConvProblem, forward: bool, one: Pass, w: np.ndarray, keep: bool = False) -> Iterator[Weights]:
-    """The filters in place where they lie as the kernel reads them, else rearranged a chunk at a time.
-
-    With `keep` each chunk has memory of its own; else the next one may overwrite it.
+    The kernel is told bytes from group to group, block to block, row to row and product to product.
     """
     gemm = kernels()
     dtype = compute_dtype(problem)
-    G, T = problem.groups, len(one.places)
-    M, C = problem.K // G, problem.C // G
-    if not forward:
-        M, C = C, M
-    K = C * T
+    G, M, C = problem.groups, *extents(problem, forward)
+    K = C * len(one.places)
+    if not K:
+        return
     wg, wm, wc, offsets, step = weight_strides(one, forward, problem.K // G, strides_of(w))
     size = dtype.itemsize
     if step and w.dtype == dtype and M % gemm.ROWS == 0:
-        yield Weights(0, G, 0, M, w, wg * size, wm * gemm.ROWS * size, wm * size, step * size)
+        yield Filters(0, G, 0, M, (wg * size, wm * gemm.ROWS * size, wm * size, step * size))
         return
     for g0, g1, m0, m1 in chunks(G, M, K * size, gemm.ROWS):
-        blocks = -(-(m1 - m0) // gemm.ROWS)
-        nbytes = (g1 - g0) * blocks * K * gemm.ROWS * size
-        packed = np.empty(nbytes, np.uint8) if keep else workspace(nbytes, "weights")
-        base = w.ctypes.data + (g0 * wg + m0 * wm) * w.itemsize
-        gemm.pack_weights(
-            storage(w.dtype), storage(dtype), base, g1 - g0, m1 - m0, C, T, C if wm > wc else PACKED_CHUNK,
-            wg, wm, wc, offsets, packed.ctypes.data,
+        blocks, tile = -(-(m1 - m0) // gemm.ROWS), K * gemm.ROWS * size
+        pack = partial(
+            gemm.pack_weights, storage(w.dtype), storage(dtype), g1 - g0, m1 - m0, C, len(one.places),
+            C if wm > wc else PACKED_CHUNK, wg, wm, wc, offsets,
         )  # fmt: skip
-        tile = K * gemm.ROWS * size
-        yield Weights(g0, g1 - g0, m0, m1, packed, blocks * tile, tile, size, gemm.ROWS * size)
+        first = (g0 * wg + m0 * wm) * w.itemsize
+        steps = (blocks * tile, tile, size, gemm.ROWS * size)
+        yield Filters(g0, g1 - g0, m0, m1, steps, (g1 - g0) * blocks * tile, first, pack)
 
 
-def _gather_pass(
-    problem: ConvProblem, forward: bool, one: Pass, code: int, y: np.ndarray, x: np.ndarray, w: np.ndarray,
-    bias: np.ndarray | None, kept: list[Weights] | None,
-) -> None:  # fmt: skip
+def _bind_pass(
+    problem: ConvProblem, forward: bool, one: Pass, part: np.ndarray, x: np.ndarray, w: np.ndarray,
+    kept: list[Scratch | None] | None,
+) -> Call:  # fmt: skip
+    """One call of the gather kernel for each chunk of the filters; `part` is what the pass fills of the result."""
     gemm = kernels()
     from fastconv.kernels.numba_cpu.simd import NV, VECTOR_BYTES
 
     dtype = compute_dtype(problem)
-    S = storage(dtype)
-    taps, counts, steps, xs, ys = walk(one, strides_of(x), strides_of(y))
-    C = problem.C // problem.groups if forward else problem.K // problem.groups
-    M = problem.K // problem.groups if forward else problem.C // problem.groups
-    pixels = problem.N * math.prod(counts)
-    panels = -(-pixels // (NV * VECTOR_BYTES // dtype.itemsize))
-    count = threads()
-    for weights in _weights(problem, forward, one, w) if kept is None else kept:
-        G, rows = weights.groups, weights.m1 - weights.m0
+    types = storage(x.dtype), storage(dtype), storage(part.dtype)
+    taps, counts, steps, xs, ys = walk(one, strides_of(x), strides_of(part))
+    M, C = extents(problem, forward)
+    K, code, count = C * len(taps), activation_code(problem), threads()
+    panels = -(-problem.N * math.prod(counts) // (NV * VECTOR_BYTES // dtype.itemsize))
+    offset = one.offset(part)
+    bundle = min(gemm.LONGEST, gemm.BUNDLE * max(1, gemm.BLOCK // K))
+    calls = []
+    for number, filters in enumerate(_lay(problem, forward, one, w)):
+        G, rows = filters.groups, filters.m1 - filters.m0
         blocks = -(-rows // gemm.ROWS)
-        bundles, splits = cut(G, panels, gemm.BUNDLE, blocks, SPLIT_BLOCKS, count)
-        biases = np.zeros((G, blocks * gemm.ROWS), dtype)
-        first = weights.g0 * M + weights.m0
-        if bias is not None:
-            biases[:, :rows] = bias[first : first + G * rows].reshape(G, rows)
-        sums = -(-blocks // splits) if C * len(taps) > gemm.BLOCK else 1
-        nbytes = (min(gemm.BLOCK, C * len(taps)) + sums * gemm.ROWS) * gemm.BUNDLE * NV * VECTOR_BYTES
-        work = workspace(count * nbytes)
-        gemm.gather(
-            storage(x.dtype), S, storage(y.dtype),
-            gemm.Geometry(problem.N, G, rows, C, *counts, *steps, *xs, *ys), taps,
-            x.ctypes.data + weights.g0 * C * xs[1] * x.itemsize,
-            weights.array.ctypes.data, weights.group, weights.block, weights.row, weights.step,
-            biases.ctypes.data, code, y.ctypes.data + first * ys[1] * y.itemsize,
-            panels, bundles, splits, work.ctypes.data, nbytes,
-        )  # fmt: skip
+        bundles, splits = cut(G, panels, bundle, blocks, SPLIT_BLOCKS, count)
+        sums = -(-blocks // splits) if K > gemm.BLOCK else 1
+        nbytes = (min(gemm.BLOCK, K) + sums * gemm.ROWS) * bundle * NV * VECTOR_BYTES
+        first = filters.g0 * M + filters.m0
+        calls.append((
+            filters, None if kept is None else kept[number], first, G, rows, blocks * gemm.ROWS,
+            filters.g0 * C * xs[1] * x.itemsize, first * ys[1] * part.itemsize + offset,
+            gemm.Geometry(problem.N, G, rows, C, *counts, *steps, *xs, *ys), (panels, bundles, splits), nbytes,
+        ))  # fmt: skip
+
+    def call(y: np.ndarray, x: np.ndarray, w: np.ndarray, bias: np.ndarray | None) -> None:
+        for filters, own, first, G, rows, padded, x_offset, y_offset, geometry, tasks, nbytes in calls:
+            a = filters.held(w, own)
+            biases = padded_bias(bias if bias is None else bias[first : first + G * rows], G, rows, padded, dtype)
+            work = scratch(count * nbytes)
+            gemm.gather(
+                *types, geometry, taps, address(x) + x_offset, a, *filters.steps, address(biases), code,
+                address(y) + y_offset, *tasks, work.address, nbytes,
+            )  # fmt: skip
+
+    return call
 
 
 # ---------------------------------------------------------------- wgrad
@@ -259,50 +273,76 @@ def wgrad(problem: ConvProblem, why: str) -> Launch:
     one = Pass.of(forward_axes(problem))
     dtype = compute_dtype(problem)
     few = problem.N * math.prod(problem.out) < FEW_PIXELS
-    form = "outer" if few or (one.pointwise and problem.dtype == "float32") else "dot"
-    G = problem.groups
-    M, C = problem.K // G, problem.C // G
+    form = "outer" if few or (len(one.places) == 1 and problem.dtype == "float32") else "dot"
+    G, (M, C) = problem.groups, extents(problem, True)
+
+    def bind(dw: np.ndarray, dy: np.ndarray, x: np.ndarray) -> Call:
+        if conv_last.takes(problem, dy, x):
+            return conv_last.bind_wgrad(problem, one, dw, dy, x)
+        taps, counts, steps, xs, ys = walk(one, strides_of(x), strides_of(dy))
+        wg, wm, wc, offsets, _ = weight_strides(one, True, M, strides_of(dw))
+        count = threads()
+        tasks = _wgrad_tasks(form, dtype, G, M, C * len(taps), count)
+        nbytes = _wgrad_bytes(form, dtype.itemsize)
+        kernel = wgrad_kernels().wgrad_dot if form == "dot" else wgrad_kernels().wgrad_outer
+        types = storage(x.dtype), storage(dy.dtype), storage(dtype), storage(dw.dtype)
+        geometry = kernels().Geometry(problem.N, G, M, C, *counts, *steps, *xs, *ys)
+
+        def call(dw: np.ndarray, dy: np.ndarray, x: np.ndarray) -> None:
+            work = scratch(count * nbytes)
+            kernel(
+                *types, geometry, taps, address(x), address(dy), address(dw), wg, wm, wc, offsets, *tasks,
+                work.address, nbytes,
+            )  # fmt: skip
+
+        return call
+
+    plainly = by_form(bind)
 
     def run(dw: np.ndarray, dy: np.ndarray, x: np.ndarray) -> None:
         if problem.N == 0:
             dw[...] = 0
-            return
-        if conv_last.takes(problem, dy, x):
-            conv_last.wgrad(problem, one, dw, dy, x)
-            return
-        gemm = kernels()
-        taps, counts, steps, xs, ys = walk(one, strides_of(x), strides_of(dy))
-        wg, wm, wc, offsets, _ = weight_strides(one, True, M, strides_of(dw))
-        count = threads()
-        m_tasks, k_tasks = _wgrad_tasks(form, dtype, G, M, C * len(taps), count)
-        nbytes = _wgrad_bytes(form, dtype.itemsize)
-        work = workspace(count * nbytes)
-        (gemm.wgrad_dot if form == "dot" else gemm.wgrad_outer)(
-            storage(x.dtype), storage(dy.dtype), storage(dtype), storage(dw.dtype),
-            gemm.Geometry(problem.N, G, M, C, *counts, *steps, *xs, *ys), taps, x.ctypes.data, dy.ctypes.data,
-            dw.ctypes.data, wg, wm, wc, offsets, m_tasks, k_tasks, work.ctypes.data, nbytes,
-        )  # fmt: skip
+        else:
+            plainly(dw, dy, x)
 
     return Launch(run, "gemm", why, {"form": form}, _wgrad_bytes(form, dtype.itemsize))
 
 
 def _wgrad_bytes(form: str, itemsize: int) -> int:
-    from fastconv.kernels.numba_cpu import gemm, simd
+    from fastconv.kernels.numba_cpu import gemm_wgrad as of
+    from fastconv.kernels.numba_cpu import simd
 
     if form == "dot":
-        return ((gemm.DOT_M + gemm.DOT_K) * gemm.DOT_PIXELS + gemm.DOT_M * gemm.DOT_K) * itemsize
+        return ((of.DOT_M + of.DOT_K) * of.DOT_ROW + of.DOT_M * of.DOT_K) * itemsize
     tile = simd.NV * simd.VECTOR_BYTES
-    return gemm.OUTER_M * (gemm.OUTER_PIXELS * itemsize + 2 * tile) + (gemm.OUTER_PIXELS + gemm.SLACK) * tile
+    columns = (of.OUTER_PIXELS + of.SLACK + of.STAGE_ROW) * tile
+    return of.OUTER_M * (of.OUTER_PIXELS * itemsize + 2 * tile) + columns
 
 
 def _wgrad_tasks(form: str, dtype: np.dtype, G: int, M: int, K: int, count: int) -> tuple[int, int]:
-    """Into how many parts the output channels and the rows (c, t) of a group are cut, one for each thread at least."""
-    from fastconv.kernels.numba_cpu import gemm, simd
+    """Into how many parts the output channels and the rows (c, t) of a group are cut."""
+    from fastconv.kernels.numba_cpu import gemm_wgrad, simd
 
-    most_m, most_k = (gemm.DOT_M, gemm.DOT_K) if form == "dot" else (gemm.OUTER_M, simd.NV * simd.lanes(dtype.name))
-    m, k = -(-M // most_m), -(-K // most_k)
+    if form == "outer":
+        k = -(-K // (simd.NV * simd.lanes(dtype.name)))
+        return cut_channels(G * k, M, gemm_wgrad.OUTER_M, count), k
+    m, k = -(-M // gemm_wgrad.DOT_M), -(-K // gemm_wgrad.DOT_K)
     while G * m * k < count and -(-K // k) > 2 * simd.DOT_COLS:
         k += 1
     while G * m * k < count and -(-M // m) > simd.DOT_ROWS:
         m += 1
     return m, k
+
+
+@lru_cache(maxsize=1024)
+def cut_channels(parts: int, M: int, most: int, count: int) -> int:
+    """Into how many parts M output channels are cut, each of which packs the columns of the source again."""
+    from fastconv.kernels.numba_cpu.simd import ROWS
+
+    blocks = -(-M // ROWS)
+
+    def cost(m: int) -> int:
+        return -(-parts * m // count) * (-(-blocks // m) + 1)
+
+    least = -(-M // most)
+    return min(range(least, max(least, min(blocks, least + count)) + 1), key=cost)

@@ -7,14 +7,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from functools import lru_cache
-from types import ModuleType
-from typing import NamedTuple
+from functools import lru_cache, partial
+from types import SimpleNamespace
 
 import numpy as np
 
-from fastconv.backends.cpu.passes import Pass, chunks, compute_dtype, cut, storage, strides_of, walk, weight_strides
-from fastconv.backends.cpu.workspace import threads, workspace
+from fastconv.backends.cpu.calls import Call, Filters, address, padded_bias
+from fastconv.backends.cpu.passes import (
+    Pass,
+    activation_code,
+    chunks,
+    compute_dtype,
+    cut,
+    extents,
+    storage,
+    strides_of,
+    walk,
+    weight_strides,
+)
+from fastconv.backends.cpu.workspace import Scratch, scratch, threads
 from fastconv.problem import ConvProblem, Ints
 
 LEAST_CHANNELS = 8  # of a group; fewer leave the lanes idle and are copied too few at a time
@@ -29,13 +40,11 @@ def takes(problem: ConvProblem, *arrays: np.ndarray) -> bool:
 
 
 @lru_cache(maxsize=1)
-def kernels() -> ModuleType:
-    from fastconv.compiler.host import host_kernel
+def kernels() -> SimpleNamespace:
+    from fastconv.compiler.host import host_kernels
     from fastconv.kernels.numba_cpu import gemm_last
 
-    for name in ("gather_last", "pack_panels", "wgrad_last"):
-        host_kernel(getattr(gemm_last, name))
-    return gemm_last
+    return host_kernels(gemm_last, "gather_last", "pack_panels", "wgrad_last")
 
 
 def _vectors(M: int, dtype: np.dtype) -> tuple[int, int, int]:
@@ -70,85 +79,82 @@ def _pixel_step(N: int, counts: Ints, strides: Ints) -> int:
 # ---------------------------------------------------------------- fprop and dgrad
 
 
-class Panels(NamedTuple):
-    """Filters as the kernel reads them: of `groups` from g0 and the channels [m0, m1) of each."""
-
-    g0: int
-    groups: int
-    m0: int
-    m1: int
-    array: np.ndarray  # keeps the memory alive
-
-
-def weights(problem: ConvProblem, forward: bool, one: Pass, w: np.ndarray, keep: bool = False) -> Iterator[Panels]:
-    """The filters as panels, a chunk at a time; with `keep` each chunk has memory of its own."""
+def lay(problem: ConvProblem, forward: bool, one: Pass, w: np.ndarray) -> Iterator[Filters]:
+    """The filters as panels, a chunk at a time."""
     from fastconv.kernels.numba_cpu.simd import NV, VECTOR_BYTES
 
     dtype = compute_dtype(problem)
-    G = problem.groups
-    M, C = problem.K // G, problem.C // G
-    if not forward:
-        M, C = C, M
+    G, M, C = problem.groups, *extents(problem, forward)
     K = C * len(one.places)
+    if not K:
+        return
     wg, wm, wc, offsets, _ = weight_strides(one, forward, problem.K // G, strides_of(w))
     lanes = VECTOR_BYTES // dtype.itemsize
     for g0, g1, m0, m1 in chunks(G, M, K * dtype.itemsize, NV * lanes):
         vectors, panels, _ = _vectors(m1 - m0, dtype)
+        pack = partial(
+            kernels().pack_panels, storage(w.dtype), storage(dtype), g1 - g0, m1 - m0, C, wg, wm, wc, offsets, panels
+        )
         nbytes = (g1 - g0) * vectors * K * VECTOR_BYTES
-        packed = np.empty(nbytes, np.uint8) if keep else workspace(nbytes, "weights")
-        kernels().pack_panels(
-            storage(w.dtype), storage(dtype), w.ctypes.data + (g0 * wg + m0 * wm) * w.itemsize,
-            g1 - g0, m1 - m0, C, wg, wm, wc, offsets, panels, packed.ctypes.data,
-        )  # fmt: skip
-        yield Panels(g0, g1 - g0, m0, m1, packed)
+        yield Filters(g0, g1 - g0, m0, m1, (), nbytes, (g0 * wg + m0 * wm) * w.itemsize, pack)
 
 
-def gather_pass(
-    problem: ConvProblem, forward: bool, one: Pass, code: int, y: np.ndarray, x: np.ndarray, w: np.ndarray,
-    bias: np.ndarray | None, kept: list[Panels] | None,
-) -> None:  # fmt: skip
+def bind_pass(
+    problem: ConvProblem, forward: bool, one: Pass, part: np.ndarray, x: np.ndarray, w: np.ndarray,
+    kept: list[Scratch | None] | None,
+) -> Call:  # fmt: skip
+    """One call of the kernel for each chunk of the filters; `part` is what the pass fills of the result."""
     from fastconv.kernels.numba_cpu.gemm import Geometry
     from fastconv.kernels.numba_cpu.simd import ROWS, VECTOR_BYTES
 
     kernel, dtype, count = kernels(), compute_dtype(problem), threads()
-    taps, counts, steps, xs, ys = walk(one, strides_of(x), strides_of(y))
-    C = problem.C // problem.groups if forward else problem.K // problem.groups
-    M = problem.K // problem.groups if forward else problem.C // problem.groups
-    K = C * len(taps)
+    types = storage(x.dtype), storage(dtype), storage(part.dtype)
+    taps, counts, steps, xs, ys = walk(one, strides_of(x), strides_of(part))
+    M, C = extents(problem, forward)
+    K, code, run = C * len(taps), activation_code(problem), _run(one, C, xs)
     x_row = _pixel_step(problem.N, counts, xs) if one.pointwise and x.dtype == dtype else 0
     tiles = -(-problem.N * math.prod(counts) // ROWS)
-    for part in weights(problem, forward, one, w) if kept is None else kept:
-        G, channels = part.groups, part.m1 - part.m0
+    offset = one.offset(part)
+    calls = []
+    for number, filters in enumerate(lay(problem, forward, one, w)):
+        G, channels = filters.groups, filters.m1 - filters.m0
         vectors, panels, lanes = _vectors(channels, dtype)
-        whole = channels == vectors * lanes and y.dtype == dtype and code <= 1
+        whole = channels == vectors * lanes and part.dtype == dtype and code <= 1
         y_row = _pixel_step(problem.N, counts, ys) if whole else 0
         bundles, splits = cut(G, tiles, kernel.BUNDLE, panels, kernel.SPLIT, count)
-        biases = np.zeros((G, vectors * lanes), dtype)
-        first = part.g0 * M + part.m0
-        if bias is not None:
-            biases[:, :channels] = bias[first : first + G * channels].reshape(G, channels)
+        first = filters.g0 * M + filters.m0
         row = min(kernel.DEPTH, K) * dtype.itemsize + kernel.ROW_PAD
         nbytes = kernel.BUNDLE * ROWS * (row + min(vectors, kernel.SPLIT * 3) * VECTOR_BYTES)
-        kernel.gather_last(
-            storage(x.dtype), storage(dtype), storage(y.dtype),
-            Geometry(problem.N, G, channels, C, *counts, *steps, *xs, *ys), taps, _run(one, C, xs),
-            x.ctypes.data + part.g0 * C * x.itemsize, x_row * x.itemsize, part.array.ctypes.data, biases.ctypes.data,
-            code, y.ctypes.data + first * y.itemsize, y_row * y.itemsize,
-            panels, bundles, splits, workspace(count * nbytes).ctypes.data, nbytes,
-        )  # fmt: skip
+        calls.append((
+            filters, None if kept is None else kept[number], first, G, channels, vectors * lanes,
+            filters.g0 * C * x.itemsize, first * part.itemsize + offset, y_row * part.itemsize,
+            Geometry(problem.N, G, channels, C, *counts, *steps, *xs, *ys), (panels, bundles, splits), nbytes,
+        ))  # fmt: skip
+
+    def call(y: np.ndarray, x: np.ndarray, w: np.ndarray, bias: np.ndarray | None) -> None:
+        for filters, own, first, G, channels, padded, x_offset, y_offset, y_row, geometry, tasks, nbytes in calls:
+            a = filters.held(w, own)
+            own_bias = bias if bias is None else bias[first : first + G * channels]
+            biases = padded_bias(own_bias, G, channels, padded, dtype)
+            work = scratch(count * nbytes)
+            kernel.gather_last(
+                *types, geometry, taps, run, address(x) + x_offset, x_row * x.itemsize, a, address(biases), code,
+                address(y) + y_offset, y_row, *tasks, work.address, nbytes,
+            )  # fmt: skip
+
+    return call
 
 
 # ---------------------------------------------------------------- wgrad
 
 
-def wgrad(problem: ConvProblem, one: Pass, dw: np.ndarray, dy: np.ndarray, x: np.ndarray) -> None:
+def bind_wgrad(problem: ConvProblem, one: Pass, dw: np.ndarray, dy: np.ndarray, x: np.ndarray) -> Call:
     from fastconv.kernels.numba_cpu.gemm import Geometry
     from fastconv.kernels.numba_cpu.simd import NV, ROWS, VECTOR_BYTES
 
     kernel, dtype, count = kernels(), compute_dtype(problem), threads()
     taps, counts, steps, xs, ys = walk(one, strides_of(x), strides_of(dy))
-    G = problem.groups
-    M, C = problem.K // G, problem.C // G
+    G, (M, C) = problem.groups, extents(problem, True)
     wg, wm, wc, offsets, _ = weight_strides(one, True, M, strides_of(dw))
     _, panels, _ = _vectors(M, dtype)
     tiles = -(-C * len(taps) // ROWS)
@@ -156,9 +162,15 @@ def wgrad(problem: ConvProblem, one: Pass, dw: np.ndarray, dy: np.ndarray, x: np
     rows, vectors = kernel.WGRAD_TILES * ROWS, kernel.WGRAD_PANELS * NV
     nbytes = kernel.WGRAD_PIXELS * (rows * dtype.itemsize + kernel.ROW_PAD + NV * VECTOR_BYTES)
     nbytes += 2 * rows * vectors * VECTOR_BYTES
-    kernel.wgrad_last(
-        storage(x.dtype), storage(dy.dtype), storage(dtype), storage(dw.dtype),
-        Geometry(problem.N, G, M, C, *counts, *steps, *xs, *ys), taps, _run(one, C, xs),
-        x.ctypes.data, dy.ctypes.data, dw.ctypes.data, wg, wm, wc, offsets,
-        panels, r_tasks, m_tasks, workspace(count * nbytes).ctypes.data, nbytes,
-    )  # fmt: skip
+    types = storage(x.dtype), storage(dy.dtype), storage(dtype), storage(dw.dtype)
+    geometry = Geometry(problem.N, G, M, C, *counts, *steps, *xs, *ys)
+    run = _run(one, C, xs)
+
+    def call(dw: np.ndarray, dy: np.ndarray, x: np.ndarray) -> None:
+        work = scratch(count * nbytes)
+        kernel.wgrad_last(
+            *types, geometry, taps, run, address(x), address(dy), address(dw), wg, wm, wc, offsets,
+            panels, r_tasks, m_tasks, work.address, nbytes,
+        )  # fmt: skip
+
+    return call

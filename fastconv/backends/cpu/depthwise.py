@@ -3,45 +3,47 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from functools import lru_cache
-from types import ModuleType
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
 from fastconv.backends.base import Launch
 from fastconv.backends.cpu import small
-from fastconv.backends.cpu.passes import Pass, backward_axes, compute_dtype, forward_axes, storage, strides_of
-from fastconv.backends.cpu.workspace import threads, workspace
-from fastconv.problem import ACTIVATIONS, ConvProblem, Ints
+from fastconv.backends.cpu.calls import Call, address, by_form, padded_bias
+from fastconv.backends.cpu.passes import (
+    Pass,
+    activation_code,
+    backward_axes,
+    compute_dtype,
+    forward_axes,
+    storage,
+    strides_of,
+)
+from fastconv.backends.cpu.workspace import scratch, threads, workspace
+from fastconv.problem import ConvProblem, Ints
 
-Run = Callable[..., None]
 MANY_PLANES = 16  # from here on planes are tasks, below bands of their rows are
 ROWS_OF_BAND = 8
 LANES = 16  # filters of channels-last arrays are padded to whole vectors, of any width
 
 
 @lru_cache(maxsize=1)
-def kernels() -> ModuleType:
-    from fastconv.compiler.host import host_kernel
+def kernels() -> SimpleNamespace:
+    from fastconv.compiler.host import host_kernels
     from fastconv.kernels.numba_cpu import depthwise
 
-    for name in ("planes", "channels", "wgrad_planes", "wgrad_channels"):
-        host_kernel(getattr(depthwise, name))
-    return depthwise
+    return host_kernels(depthwise, "planes", "channels", "wgrad_planes", "wgrad_channels")
 
 
 @lru_cache(maxsize=2)
-def tiles(last: bool) -> ModuleType:
+def tiles(last: bool) -> SimpleNamespace:
     """The register tiles for channels-last arrays, or for rows of pixels."""
-    from fastconv.compiler.host import host_kernel
+    from fastconv.compiler.host import host_kernels
     from fastconv.kernels.numba_cpu import depthwise_channels, depthwise_tiles
 
-    module = depthwise_channels if last else depthwise_tiles
-    for name in ("fprop", "spread", "wgrad"):
-        host_kernel(getattr(module, name))
-    return module
+    return host_kernels(depthwise_channels if last else depthwise_tiles, "fprop", "spread", "wgrad")
 
 
 def tiled(problem: ConvProblem) -> bool:
@@ -75,64 +77,72 @@ def plan(op: str, problem: ConvProblem, why: str) -> Launch:
     return Launch(run, "depthwise", why, {"tile": tile}, _row_bytes(problem))
 
 
-def _tiled_gather(op: str, problem: ConvProblem, otherwise: Run) -> Run:
+def _tiled_gather(op: str, problem: ConvProblem, otherwise: Call) -> Call:
     forward = op == "conv_fprop"
     window, G = problem.window, problem.groups
     r, step = window.ksize[0], window.stride[0]
     turned = not forward and step == 1  # dgrad as fprop of dy, with the filter turned round
     pad = [r - 1 - low if turned else low for low, _ in window.pad]
-    code = 0 if problem.activation is None else ACTIVATIONS.index(problem.activation) + 1
+    code = activation_code(problem)
     dtype = np.dtype(problem.dtype)
     S = storage(dtype)
     extents, counts = (problem.size, problem.out) if forward else (problem.out, problem.size)
     bands = 1 if problem.N * G >= MANY_PLANES else -(-counts[0] // ROWS_OF_BAND)
 
-    def run(y: np.ndarray, x: np.ndarray, w: np.ndarray, bias: np.ndarray | None) -> None:
+    def bind(y: np.ndarray, x: np.ndarray, w: np.ndarray, bias: np.ndarray | None) -> Call:
         along = lanes_along(problem, x, y)
-        if y.size == 0 or along is None:
-            otherwise(y, x, w, bias)
-            return
+        if along is None:
+            return otherwise
         last = along == "channels"
-        filters = np.zeros((r * r, -(-G // LANES) * LANES) if last else (G, r * r), dtype)
-        (filters.T[:G] if last else filters)[...] = (w[..., ::-1, ::-1] if turned else w).reshape(G, r * r)
-        biases = np.zeros(-(-G // LANES) * LANES, dtype)
-        if bias is not None:
-            biases[:G] = bias
+        padded = -(-G // LANES) * LANES
         module = tiles(last)
-        F = module.WINDOWS[r, step]
-        arrays: list[Any] = [x.ctypes.data, filters.ctypes.data, biases.ctypes.data, code, y.ctypes.data]
-        if last:
-            arrays.insert(2, filters.strides[0])
-        elif forward or turned:
-            arrays.append(bands)
         kernel = module.fprop if forward or turned else module.spread
-        kernel(F, S, _plane_geometry(problem, counts, x, y), *extents, *pad, *arrays)
+        form = module.WINDOWS[r, step], S, _plane_geometry(problem, counts, x, y), *extents, *pad
+        pitch = (padded * dtype.itemsize,) if last else ()
+        cut = (bands,) if not last and (forward or turned) else ()
 
-    return run
+        def call(y: np.ndarray, x: np.ndarray, w: np.ndarray, bias: np.ndarray | None) -> None:
+            taps = (w[..., ::-1, ::-1] if turned else w).reshape(G, r * r)
+            if last:
+                filters = np.zeros((r * r, padded), dtype)
+                filters[:, :G] = taps.T
+            else:
+                filters = np.ascontiguousarray(taps, dtype)
+            biases = padded_bias(bias, 1, G, padded, dtype)
+            kernel(*form, address(x), address(filters), *pitch, address(biases), code, address(y), *cut)
+
+        return call
+
+    return _unless_empty(by_form(bind))
 
 
-def _tiled_wgrad(problem: ConvProblem, otherwise: Run) -> Run:
+def _unless_empty(run: Call) -> Call:
+    return lambda result, *operands: run(result, *operands) if result.size else None
+
+
+def _tiled_wgrad(problem: ConvProblem, otherwise: Call) -> Call:
     window = problem.window
     r, step = window.ksize[0], window.stride[0]
     pad = [low for low, _ in window.pad]
     S = storage(np.dtype(problem.dtype))
     row = 2 * r * r * 64  # whole vectors of sums, and those of rows of taps beyond the filter
 
-    def run(dw: np.ndarray, dy: np.ndarray, x: np.ndarray) -> None:
+    def bind(dw: np.ndarray, dy: np.ndarray, x: np.ndarray) -> Call:
         along = lanes_along(problem, x, dy)
-        if dw.size == 0 or along is None:
-            otherwise(dw, dy, x)
-            return
-        module = tiles(along == "channels")
+        if along is None:
+            return otherwise
+        module, count = tiles(along == "channels"), threads()
         k, _, _, *space = strides_of(dw)
         offsets = np.array([i * space[0] + j * space[1] for i in range(r) for j in range(r)], np.int64)
-        work = workspace(threads() * row)
-        module.wgrad(
-            module.WINDOWS[r, step], S, _plane_geometry(problem, problem.out, x, dy), *problem.size, *pad,
-            x.ctypes.data, dy.ctypes.data, dw.ctypes.data, k, offsets, work.ctypes.data, row,
-        )  # fmt: skip
+        form = module.WINDOWS[r, step], S, _plane_geometry(problem, problem.out, x, dy), *problem.size, *pad
 
-    return run
+        def call(dw: np.ndarray, dy: np.ndarray, x: np.ndarray) -> None:
+            work = scratch(count * row)
+            module.wgrad(*form, address(x), address(dy), address(dw), k, offsets, work.address, row)
+
+        return call
+
+    return _unless_empty(by_form(bind))
 
 
 def _plane_geometry(problem: ConvProblem, counts: Ints, x: np.ndarray, y: np.ndarray) -> Any:
@@ -166,7 +176,7 @@ def channels_last(*arrays: np.ndarray) -> bool:
 def _gather(op: str, problem: ConvProblem) -> Any:
     axes = [forward_axes(problem)] if op == "conv_fprop" else backward_axes(problem)
     passes = [Pass.of(one) for one in axes]
-    code = 0 if problem.activation is None else ACTIVATIONS.index(problem.activation) + 1
+    code = activation_code(problem)
     dtype = compute_dtype(problem)
 
     def run(y: np.ndarray, x: np.ndarray, w: np.ndarray, bias: np.ndarray | None) -> None:
@@ -180,7 +190,7 @@ def _gather(op: str, problem: ConvProblem) -> Any:
         work = workspace(threads() * row)
         last = channels_last(x, y)
         for one in passes:
-            part = y[(slice(None), slice(None), *one.part(problem.ndim))]
+            part = y[one.part(problem.ndim)]
             if not one.places:
                 small.fill(problem, part, bias)
                 continue

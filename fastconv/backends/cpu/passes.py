@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastconv.arrays import name_of
-from fastconv.problem import ConvProblem, Ints
+from fastconv.problem import ACTIVATIONS, ConvProblem, Ints
 
 FLOAT = np.dtype("float32")
 PACKED_BYTES = 32 * 2**20  # of rearranged weights at a time
@@ -30,6 +30,17 @@ def storage(dtype: np.dtype) -> Any:
 def compute_dtype(problem: ConvProblem) -> np.dtype:
     """What products are summed in."""
     return COMPUTED.get(problem.dtype, FLOAT)
+
+
+def extents(problem: ConvProblem, forward: bool) -> tuple[int, int]:
+    """The channels of a group that a pass makes, and those that it sums over."""
+    M, C = problem.K // problem.groups, problem.C // problem.groups
+    return (M, C) if forward else (C, M)
+
+
+def activation_code(problem: ConvProblem) -> int:
+    """The number that kernels know an activation by; 0 is none."""
+    return 0 if problem.activation is None else ACTIVATIONS.index(problem.activation) + 1
 
 
 def lift(values: Ints, fill: int) -> Ints:
@@ -142,9 +153,15 @@ class Pass:
     def of(cls, axes: tuple[Axis, ...]) -> Pass:
         return cls(axes, *tap_table(axes))
 
-    def part(self, ndim: int) -> list[slice]:
-        """Which cells of the result this pass fills."""
-        return [slice(a.start, a.start + a.outputs * a.stride, a.stride) for a in self.axes[3 - ndim :]]
+    def part(self, ndim: int) -> Any:
+        """Which cells of the canonical result this pass fills, as an index."""
+        cells = [slice(a.start, a.start + a.outputs * a.stride, a.stride) for a in self.axes[3 - ndim :]]
+        return (slice(None), slice(None), *cells)
+
+    def offset(self, part: np.ndarray) -> int:
+        """Bytes from the result's first cell to the first one of that part of it."""
+        axes = self.axes[5 - part.ndim :]
+        return sum(a.start * stride // a.stride for a, stride in zip(axes, part.strides[2:], strict=True))
 
     def numbers(self, ksize: Ints) -> list[int]:
         """The taps' row-major numbers in the window."""
@@ -218,15 +235,20 @@ def chunks(G: int, M: int, row_bytes: int, rows: int) -> Iterator[tuple[int, int
 def cut(G: int, rows: int, most_rows: int, columns: int, most_columns: int, count: int) -> tuple[int, int]:
     """Into how many parts rows and columns are cut, so that `count` threads have about the same to do.
 
-    A task costs its largest part of each. Every part of either packs the other again, some hundredths of the
-    products. Results do not depend on it.
+    Tasks are the parts of rows of each part of columns of each group, and each thread takes as many of them in a
+    row: where the parts of columns go round, it gets whole ones. Every part of columns packs the rows again, which
+    costs some columns' products, and every part of rows reads the columns again. Results do not depend on it.
     """
 
     def cost(choice: tuple[int, int]) -> float:
         a, b = choice
-        return -(-G * a * b // count) * -(-rows // a) * -(-columns // b) * (1 + 0.02 * b + 0.01 * a / rows)
+        if G * b % count == 0:
+            share = G * b // count * rows * -(-columns // b)
+        else:
+            share = -(-G * a * b // count) * -(-rows // a) * -(-columns // b)
+        return share * (1 + 0.3 * b / columns + 0.1 * a / rows)
 
     least_a, least_b = -(-rows // most_rows), -(-columns // most_columns)
-    a = range(least_a, min(rows, max(least_a + count, 4 * count)) + 1)
+    a = range(least_a, min(rows, max(least_a + 2 * count, 4 * count)) + 1)
     b = range(least_b, min(columns, max(least_b + count, 4 * count)) + 1)
     return min(itertools.product(a, b), key=cost)

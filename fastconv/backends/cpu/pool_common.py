@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
-from types import ModuleType
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,16 +20,14 @@ SPREAD_LANES = 16  # channels of a block that lie far apart
 
 
 @lru_cache(maxsize=8)
-def kernels(name: str) -> ModuleType:
+def kernels(name: str) -> SimpleNamespace:
     """A module of kernels with its entry points in the disk cache; importing Numba waits until one is needed."""
     import importlib
 
-    from fastconv.compiler.host import host_kernel
+    from fastconv.compiler.host import host_kernels
 
     module = importlib.import_module(f"fastconv.kernels.numba_cpu.{name}")
-    for entry in module.ENTRIES:
-        host_kernel(getattr(module, entry))
-    return module
+    return host_kernels(module, *module.ENTRIES)
 
 
 @lru_cache(maxsize=64)

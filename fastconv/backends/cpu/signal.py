@@ -210,11 +210,10 @@ def kernel_axes(out: Ints) -> Ints:
 @lru_cache(maxsize=2)
 def kernel(alone: bool) -> Callable[..., None]:
     """The compiled entry point; importing Numba waits until it is needed."""
-    from fastconv.compiler.host import host_kernel
+    from fastconv.compiler.host import HostKernel
     from fastconv.kernels.numba_cpu import correlate
 
-    entry: Callable[..., None] = host_kernel(correlate.correlate_alone if alone else correlate.correlate)
-    return entry
+    return HostKernel(correlate.correlate_alone if alone else correlate.correlate)
 
 
 def by_kernel(geometry: Geometry, out: Array, x: Array, w: Array) -> None:

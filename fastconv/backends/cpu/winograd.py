@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
-from types import ModuleType
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from fastconv.backends.base import Launch
-from fastconv.backends.cpu.passes import strides_of
-from fastconv.backends.cpu.workspace import threads, workspace
-from fastconv.problem import ACTIVATIONS, ConvProblem, Ints
+from fastconv.backends.cpu.calls import Call, address, by_form, padded_bias
+from fastconv.backends.cpu.passes import activation_code, strides_of
+from fastconv.backends.cpu.workspace import Scratch, scratch, threads
+from fastconv.problem import ConvProblem, Ints
 
 FORMS = ((4, 3), (2, 3), (2, 5))  # the first of each filter's serves its gradient too
 BLOCK_BYTES = 2**20  # of V in a thread's cache
@@ -92,13 +93,11 @@ def pays(op: str, problem: ConvProblem) -> bool:
 
 
 @lru_cache(maxsize=1)
-def kernels() -> ModuleType:
-    from fastconv.compiler.host import host_kernel
+def kernels() -> SimpleNamespace:
+    from fastconv.compiler.host import host_kernels
     from fastconv.kernels.numba_cpu import winograd
 
-    for name in ("filters", "by_tiles", "by_filters"):
-        host_kernel(getattr(winograd, name))
-    return winograd
+    return host_kernels(winograd, "filters", "by_tiles", "by_filters")
 
 
 class Config(NamedTuple):
@@ -130,14 +129,14 @@ def configure(problem: ConvProblem, one: Side, m: int, n: int, lanes: int, nv: i
 
 
 def _filters(problem: ConvProblem, op: str, w: np.ndarray) -> tuple[int, Ints]:
-    """The address of the first filter as the pass sees it, and (wm, wc, w0, w1, w_form)."""
+    """Bytes from w to the first filter as the pass sees it, and (wm, wc, w0, w1, w_form)."""
     kernel, r = kernels(), problem.window.ksize[0]
     k, c, _, w0, w1 = strides_of(w)
-    address = w.ctypes.data
+    first = 0
     wm, wc = k, c
     if op == "conv_dgrad":
         wm, wc = c, k
-        address += (r - 1) * (w0 + w1) * w.itemsize
+        first = (r - 1) * (w0 + w1) * w.itemsize
         w0, w1 = -w0, -w1
     form = kernel.ANY
     if wm == 1:
@@ -146,7 +145,7 @@ def _filters(problem: ConvProblem, op: str, w: np.ndarray) -> tuple[int, Ints]:
         form = kernel.TAPS_ADJACENT
     elif (w0, w1) == (-r, -1):
         form = kernel.TAPS_REVERSED
-    return address, (wm, wc, w0, w1, form)
+    return first, (wm, wc, w0, w1, form)
 
 
 def _room(config: Config, one: Side, cells: int, d: int, m: int, r: int) -> Any:
@@ -175,93 +174,90 @@ def _room(config: Config, one: Side, cells: int, d: int, m: int, r: int) -> Any:
     return kernel.Room(**offsets, total=total, v_row=v_row, v_plane=v_plane, pitch=pitch)
 
 
-def plan(op: str, problem: ConvProblem, why: str, kept: list[np.ndarray] | None = None) -> Launch:
-    """fprop or dgrad by Winograd; `kept` are the transformed filters of each group."""
-    m, r = form_of(op, problem)
-    code = 0 if problem.activation is None else ACTIVATIONS.index(problem.activation) + 1
+class Kept(NamedTuple):
+    """The transformed filters of each group, and the cuts that they were made for."""
 
-    def run(y: np.ndarray, x: np.ndarray, w: np.ndarray, bias: np.ndarray | None) -> None:
-        _Call(op, problem, m, r, x, w, y).run(bias, code, kept)
+    config: Config
+    filters: list[Scratch]
+
+
+def plan(op: str, problem: ConvProblem, why: str, kept: Kept | None = None) -> Launch:
+    """fprop or dgrad by Winograd."""
+    m, r = form_of(op, problem)
+
+    def bind(y: np.ndarray, x: np.ndarray, w: np.ndarray, bias: np.ndarray | None) -> Call:
+        return _Call(op, problem, m, r, y, x, w, kept).run
 
     def prepare(w: np.ndarray) -> Launch:
-        return plan(op, problem, why, _Call(op, problem, m, r, None, w, None).transformed())
+        return plan(op, problem, why, _Call(op, problem, m, r, None, None, w).transformed(w))
 
-    return Launch(run, "winograd", why, {"form": f"F({m}x{m},{r}x{r})"}, 0, prepare)
+    return Launch(by_form(bind), "winograd", why, {"form": f"F({m}x{m},{r}x{r})"}, 0, prepare)
 
 
 class _Call:
-    """One call: its geometry, its cuts and its addresses."""
+    """A call for operands of given strides: its geometry and its cuts."""
 
     def __init__(
-        self, op: str, problem: ConvProblem, m: int, r: int, x: np.ndarray | None, w: np.ndarray, y: np.ndarray | None
-    ):
+        self, op: str, problem: ConvProblem, m: int, r: int, y: np.ndarray | None, x: np.ndarray | None,
+        w: np.ndarray, kept: Kept | None = None,
+    ):  # fmt: skip
         from fastconv.kernels.numba_cpu.simd import NV
         from fastconv.kernels.numba_cpu.winograd_transforms import FORMS, LANES
 
-        self.problem, self.one, self.count, self.lanes = problem, side(op, problem), threads(), LANES
-        self.form, self.planes, self.x, self.w, self.y = FORMS[m, r], (m + r - 1) ** 2 + 1, x, w, y
+        self.groups, self.one, self.count = problem.groups, side(op, problem), threads()
+        self.form, self.planes, self.code = FORMS[m, r], (m + r - 1) ** 2 + 1, activation_code(problem)
         one, (d0, d1) = self.one, problem.window.dilation
-        self.config = configure(problem, one, m, m + r - 1, LANES, NV, self.count)
+        self.config = configure(problem, one, m, m + r - 1, LANES, NV, self.count) if kept is None else kept.config
+        self.kept = None if kept is None else kept.filters
         rows, columns = tiles(problem, m, one.out)
-        self.cells, self.d = problem.N * rows * columns // d1, d1
-        self.room = _room(self.config, one, self.cells, d1, m, r)
-        self.filter, filter_strides = _filters(problem, op, w)
+        self.room = _room(self.config, one, problem.N * rows * columns // d1, d1, m, r)
+        self.first, filter_strides = _filters(problem, op, w)
         xs, ys = ((0,) * 5 if array is None else strides_of(array) for array in (x, y))
         self.geometry = kernels().Geometry(
             problem.N, one.C, one.M, *one.size, *one.out, *one.pad, d0, d1, rows, columns // d1,
             xs[0], xs[1], xs[3], xs[4], ys[0], ys[1], ys[3], ys[4], *filter_strides, op == "conv_fprop",
         )  # fmt: skip
-        self.group_filters = strides_of(w)[0] * (problem.K // problem.groups) * w.itemsize
+        self.filters = strides_of(w)[0] * (problem.K // problem.groups) * w.itemsize  # bytes from group to group
+        vectors = -(-one.M // LANES)
+        self.padded = vectors * LANES
+        self.filter_bytes = self.planes * (one.C * vectors + self.config.panels) * LANES * 4
 
-    def transform(self, group: int, u: np.ndarray) -> None:
+    def transform(self, w: np.ndarray, group: int, u: Scratch) -> None:
         """The whole of U of a group."""
-        kernel, nbytes = kernels(), self.room.total
-        work = workspace(self.count * nbytes)
-        address = self.filter + group * self.group_filters
-        packed = work.ctypes.data + self.room.packed
-        kernel.filters(self.form, self.geometry, address, u.ctypes.data, self.config.panels, packed, nbytes)
+        nbytes = self.room.total
+        packed = scratch(self.count * nbytes).address + self.room.packed
+        source = address(w) + self.first + group * self.filters
+        kernels().filters(self.form, self.geometry, source, u.address, self.config.panels, packed, nbytes)
 
-    @property
-    def filter_bytes(self) -> int:
-        vectors = -(-self.one.M // self.lanes)
-        return self.planes * (self.one.C * vectors + self.config.panels) * self.lanes * 4
-
-    def transformed(self) -> list[np.ndarray]:
+    def transformed(self, w: np.ndarray) -> Kept:
         """U of every group, in memory of its own."""
-        kept = []
-        for group in range(self.problem.groups):
-            raw = np.empty(self.filter_bytes + 64, np.uint8)
-            u = raw[-raw.ctypes.data % 64 :][: self.filter_bytes]
-            self.transform(group, u)
-            kept.append(u)
+        kept = Kept(self.config, [Scratch(self.filter_bytes) for _ in range(self.groups)])
+        for group, u in enumerate(kept.filters):
+            self.transform(w, group, u)
         return kept
 
-    def run(self, bias: np.ndarray | None, code: int, kept: list[np.ndarray] | None) -> None:
-        assert self.x is not None
-        assert self.y is not None
-        kernel, one, config, room = kernels(), self.one, self.config, self.room
-        biases = np.zeros((self.problem.groups, -(-one.M // self.lanes) * self.lanes), np.float32)
-        if bias is not None:
-            biases[:, : one.M] = bias.reshape(self.problem.groups, one.M)
-        work = workspace(self.count * room.total)
+    def run(self, y: np.ndarray, x: np.ndarray, w: np.ndarray, bias: np.ndarray | None) -> None:
+        kept, one, config, room, kernel = self.kept, self.one, self.config, self.room, kernels()
+        biases = padded_bias(bias, self.groups, one.M, self.padded, np.dtype(np.float32))
+        work = scratch(self.count * room.total)
         blocks, panels = config.blocks, config.panels
         block_bytes = self.planes * room.v_plane + 64
-        for group in range(self.problem.groups):
-            x = self.x.ctypes.data + group * one.C * self.x.strides[1]
-            y = self.y.ctypes.data + group * one.M * self.y.strides[1]
-            w = self.filter + group * self.group_filters
-            b = biases[group].ctypes.data
+        for group in range(self.groups):
+            source = address(x) + group * one.C * x.strides[1]
+            target = address(y) + group * one.M * y.strides[1]
+            b = address(biases) + group * self.padded * 4
             if config.whole_filters:
-                u = workspace(self.filter_bytes, "weights") if kept is None else kept[group]
+                u = scratch(self.filter_bytes, "weights") if kept is None else kept[group]
                 if kept is None:
-                    self.transform(group, u)
+                    self.transform(w, group, u)
                 kernel.by_tiles(
-                    self.form, self.geometry, room, x, u.ctypes.data, w, b, code, y, blocks, panels, work.ctypes.data
-                )
+                    self.form, self.geometry, room, source, u.address, address(w) + self.first + group * self.filters,
+                    b, self.code, target, blocks, panels, work.address,
+                )  # fmt: skip
             else:
-                v = workspace(blocks * block_bytes, "tiles")
-                address = 0 if kept is None else kept[group].ctypes.data
+                v = scratch(blocks * block_bytes, "tiles")
                 kernel.by_filters(
-                    self.form, self.geometry, room, x, address, w, b, code, y, v.ctypes.data, blocks, block_bytes,
-                    panels, config.chunk, work.ctypes.data,
+                    self.form, self.geometry, room, source, 0 if kept is None else kept[group].address,
+                    address(w) + self.first + group * self.filters, b, self.code, target, v.address, blocks,
+                    block_bytes, panels, config.chunk, work.address,
                 )  # fmt: skip

@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from types import ModuleType
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
 from fastconv.backends.base import Launch
+from fastconv.backends.cpu.calls import Call, address, by_form
 from fastconv.backends.cpu.passes import strides_of
 from fastconv.backends.cpu.winograd import form_of, tiles
-from fastconv.backends.cpu.workspace import threads, workspace
+from fastconv.backends.cpu.workspace import scratch, threads
 from fastconv.problem import ConvProblem
 
 SHARES = 16  # tasks that there should be at least, by cutting the tiles where the weights are few
 
 
 @lru_cache(maxsize=1)
-def kernels() -> ModuleType:
-    from fastconv.compiler.host import host_kernel
+def kernels() -> SimpleNamespace:
+    from fastconv.compiler.host import host_kernels
     from fastconv.kernels.numba_cpu import winograd_wgrad
 
-    host_kernel(winograd_wgrad.wgrad)
-    return winograd_wgrad
+    return host_kernels(winograd_wgrad, "wgrad")
 
 
 def parts(vectors: int, most: int) -> int:
@@ -33,15 +33,20 @@ def parts(vectors: int, most: int) -> int:
 def plan(problem: ConvProblem, why: str) -> Launch:
     m, r = form_of("conv_wgrad", problem)
 
-    def run(dw: np.ndarray, dy: np.ndarray, x: np.ndarray) -> None:
-        for group in range(problem.groups):
-            k, c = problem.K // problem.groups, problem.C // problem.groups
-            _group(
-                problem, m, r, dw[group * k : group * k + k], dy[:, group * k : group * k + k],
-                x[:, group * c : group * c + c],
-            )  # fmt: skip
+    def bind(dw: np.ndarray, dy: np.ndarray, x: np.ndarray) -> Call:
+        k, c = problem.K // problem.groups, problem.C // problem.groups
+        group = _bind_group(problem, m, r, dw[:k], dy[:, :k], x[:, :c])
 
-    return Launch(run, "winograd", why, {"form": f"F({r}x{r},{m}x{m})"})
+        def call(dw: np.ndarray, dy: np.ndarray, x: np.ndarray) -> None:
+            for at in range(problem.groups):
+                group(
+                    address(dw) + at * k * dw.strides[0], address(dy) + at * k * dy.strides[1],
+                    address(x) + at * c * x.strides[1],
+                )  # fmt: skip
+
+        return call
+
+    return Launch(by_form(bind), "winograd", why, {"form": f"F({r}x{r},{m}x{m})"})
 
 
 def _geometry(problem: ConvProblem, array: np.ndarray, m: int, pad: tuple[int, int]) -> Any:
@@ -57,7 +62,8 @@ def _geometry(problem: ConvProblem, array: np.ndarray, m: int, pad: tuple[int, i
     )  # fmt: skip
 
 
-def _group(problem: ConvProblem, m: int, r: int, dw: np.ndarray, dy: np.ndarray, x: np.ndarray) -> None:
+def _bind_group(problem: ConvProblem, m: int, r: int, dw: np.ndarray, dy: np.ndarray, x: np.ndarray) -> Call:
+    """The kernel's call for one group, whose parts of the operands these are like; it takes addresses."""
     from fastconv.kernels.numba_cpu.simd import ROWS, VECTOR_BYTES
     from fastconv.kernels.numba_cpu.winograd import COLUMNS
     from fastconv.kernels.numba_cpu.winograd_transforms import FORMS, GRADIENT_FORMS, LANES
@@ -65,10 +71,10 @@ def _group(problem: ConvProblem, m: int, r: int, dw: np.ndarray, dy: np.ndarray,
     kernel, n = kernels(), m + r - 1
     k, c, _, w0, w1 = strides_of(dw)
     low0, low1 = (low for low, _ in problem.window.pad)
-    source = FORMS[m, r], _geometry(problem, x, m, (low0, low1)), x, c
-    grads = GRADIENT_FORMS[m, r], _geometry(problem, dy, m, (0, 0)), dy, k
+    source = FORMS[m, r], _geometry(problem, x, m, (low0, low1)), c
+    grads = GRADIENT_FORMS[m, r], _geometry(problem, dy, m, (0, 0)), k
     rows_are_dy = k != 1
-    (FR, gr, rows, row), (FL, gl, lanes, lane) = (grads, source) if rows_are_dy else (source, grads)
+    (FR, gr, row), (FL, gl, lane) = (grads, source) if rows_are_dy else (source, grads)
     d = problem.window.dilation[1]
     total = gr.N * gr.TH * gr.TW * d
     blocks = -(-total // kernel.TILES)
@@ -99,10 +105,15 @@ def _group(problem: ConvProblem, m: int, r: int, dw: np.ndarray, dy: np.ndarray,
         end += -(-nbytes // 64) * 64 + 64
     room = kernel.Room(**offsets, total=end, v_row=v_row, v_plane=v_plane, pitch=pitch)
     count = threads()
-    work = workspace(count * end)
-    sums = workspace(tasks * splits * part_bytes if splits > 1 else 64, "tiles")
-    kernel.wgrad(
-        GRADIENT_FORMS[m, r], FR, FL, gr, gl, room, rows.ctypes.data, lanes.ctypes.data, dw.ctypes.data,
-        kernel.Weights(row, lane, w0, w1, rows_are_dy), row_parts, lane_parts, splits, blocks, sums.ctypes.data,
-        part_bytes, work.ctypes.data,
-    )  # fmt: skip
+    weights = kernel.Weights(row, lane, w0, w1, rows_are_dy)
+
+    def call(dw: int, dy: int, x: int) -> None:
+        work = scratch(count * end)
+        sums = scratch(tasks * splits * part_bytes if splits > 1 else 64, "tiles")
+        rows, lanes = (dy, x) if rows_are_dy else (x, dy)
+        kernel.wgrad(
+            GRADIENT_FORMS[m, r], FR, FL, gr, gl, room, rows, lanes, dw, weights, row_parts, lane_parts, splits,
+            blocks, sums.address, part_bytes, work.address,
+        )  # fmt: skip
+
+    return call

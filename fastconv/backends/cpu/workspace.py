@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from functools import lru_cache
+from types import ModuleType
 
 import numpy as np
 
@@ -10,25 +12,45 @@ KEPT_BYTES = 32 * 2**20
 _local = threading.local()
 
 
-def workspace(nbytes: int, slot: str = "scratch") -> np.ndarray:
+class Scratch:
+    """Bytes of scratch memory; they live as long as this is held."""
+
+    __slots__ = ("address", "array")
+
+    def __init__(self, nbytes: int):
+        raw = np.zeros(nbytes + 64, np.uint8)
+        start = -raw.ctypes.data % 64
+        self.array = raw[start : start + nbytes]
+        self.address = raw.ctypes.data + start
+
+
+def scratch(nbytes: int, slot: str = "scratch") -> Scratch:
     """At least `nbytes` of memory, this thread's until it asks for the slot again, 64-byte aligned.
 
     It holds what was left there, at first zeros: idle lanes are computed with, and leftovers of the heap can be
     denormal numbers, which take ten times as long.
     """
-    kept: np.ndarray | None = getattr(_local, slot, None)
-    if kept is not None and kept.size >= nbytes:
+    kept: Scratch | None = getattr(_local, slot, None)
+    if kept is not None and kept.array.size >= nbytes:
         return kept
-    raw = np.zeros(nbytes + 64, np.uint8)
-    start = -raw.ctypes.data % 64
-    buffer = raw[start : start + nbytes]
+    new = Scratch(nbytes)
     if nbytes <= KEPT_BYTES:
-        setattr(_local, slot, buffer)
-    return buffer
+        setattr(_local, slot, new)
+    return new
+
+
+def workspace(nbytes: int, slot: str = "scratch") -> np.ndarray:
+    """`scratch` as an array."""
+    return scratch(nbytes, slot).array
 
 
 def threads() -> int:
     """How many threads a kernel that starts now will use: Numba's setting."""
+    return int(_numba().get_num_threads())
+
+
+@lru_cache(maxsize=1)
+def _numba() -> ModuleType:
     import numba
 
-    return int(numba.get_num_threads())
+    return numba
