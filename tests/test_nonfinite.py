@@ -38,16 +38,18 @@ def test_zeros_do_not_hide_a_nan(backend, name):
     assert np.isnan(y).all()
 
 
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-@pytest.mark.parametrize("name", ["dense", "grouped", "conv1d", "mid_3x3", "mid_strided", "mid_depthwise"])
-def test_dgrad_of_a_bad_weight_on_the_cpu(name, value):
+@pytest.mark.parametrize("name", ["dense", "grouped", "conv1d", "conv3d", "dilated", "depthwise", "nhwc",
+                                  "depthwise_nhwc", "mid_3x3", "mid_strided", "mid_depthwise"])  # fmt: skip
+def test_dgrad_of_a_bad_weight(backend, name, value, dtype):
     """It touches what it has a product with: beyond dy there is none, as there is no 0 times infinity."""
-    problem = selftest.for_op("conv_dgrad", cases.conv(name))
+    problem = selftest.for_op("conv_dgrad", cases.conv(name, dtype=dtype))
     dy, w, *bias = cases.conv_floats(problem, "conv_dgrad")
     w.flat[1] = value
-    dy = np.abs(dy) + np.float32(0.5)
+    dy = np.abs(dy) + dy.dtype.type(0.5)
     expected = cases.conv_call("conv_dgrad", problem, (dy, w, *bias), backend="reference")
-    actual = cases.conv_call("conv_dgrad", problem, (dy, w, *bias), backend="cpu")
+    actual = cases.conv_call("conv_dgrad", problem, (dy, w, *bias), backend=backend)
     assert np.array_equal(np.isfinite(actual), np.isfinite(expected))
     assert np.array_equal(actual[~np.isfinite(actual)], expected[~np.isfinite(expected)], equal_nan=True)
 

@@ -20,10 +20,14 @@ STRIPS = [
     for op in ("conv_fprop", "conv_dgrad")
     for layout, dtype in (("NHWC", "float16"), ("NCHW", "float32"))
 ]
+ONE_PASS = [
+    ("conv_wgrad", f"conv2d n=2 c=16 size=9x19 k=16 ksize=5 pad=2 stride=2 groups=16 layout={layout} dtype={dtype}")
+    for layout, dtype in (("NHWC", "float16"), ("NCHW", "float32"))
+] + [("conv_wgrad", "conv1d n=2 c=8 size=21 k=8 ksize=4 pad=3:0 groups=8 layout=NHWC dtype=float32")]
 CHECKED = emulator.EmulatedDevice(sanitize=True, seed=7)
 
 
-@pytest.mark.parametrize(("op", "case"), [*FIRST.items(), *TILED, *STRIPS])
+@pytest.mark.parametrize(("op", "case"), [*FIRST.items(), *TILED, *STRIPS, *ONE_PASS])
 def test_kernels_pass_every_check(op, case):
     with emulator.using(CHECKED):
         selftest.replay("raw", op, case)

@@ -13,7 +13,16 @@ import pytest
 
 import fastconv
 from fastconv import arrays
-from fastconv.backends.raw import args, backend, conv, conv_depthwise, conv_direct, conv_gemm, device
+from fastconv.backends.raw import (
+    args,
+    backend,
+    conv,
+    conv_depthwise,
+    conv_depthwise_wgrad,
+    conv_direct,
+    conv_gemm,
+    device,
+)
 from fastconv.backends.raw.conv_steps import Operands
 from fastconv.problem import ConvProblem
 from fastconv.testing import cases, emulator, selftest
@@ -162,6 +171,49 @@ def test_strips(line, op, axis, instance):
     assert instance is None or str(step.instance) == f"conv_depthwise_strips<{instance}>"
 
 
+@pytest.mark.parametrize(
+    ("line", "lanes", "workers", "splits"),
+    [
+        ("conv2d n=256 c=144 size=56 k=144 ksize=3 pad=1 groups=144 layout=NHWC dtype=float16", 18, 4, 528),
+        ("conv2d n=256 c=144 size=56 k=144 ksize=3 pad=1 groups=144", 1, 64, 3),
+        ("conv2d n=256 c=96 size=56 k=96 ksize=7 pad=3 groups=96 layout=NHWC", 24, 1, 528),
+        ("conv2d n=2 c=64 size=14 k=64 ksize=5 pad=2 stride=2 groups=64 layout=NHWC", 16, 3, 1),
+        ("conv1d n=8 c=2048 size=4096 k=2048 ksize=4 pad=3:0 groups=2048 layout=NHWC dtype=bfloat16", 32, 8, 16),
+        ("conv3d n=8 c=32 size=16 k=32 ksize=3 pad=1 groups=32 layout=NHWC", 8, 3, 170),
+    ],
+)
+def test_one_pass_of_wgrad(line, lanes, workers, splits):
+    """Lanes divide the packs of channels evenly, workers fill the block, parts the device; the filter is read whole."""
+    problem = ConvProblem.parse(line)
+    offered = conv_depthwise.offer("conv_wgrad", problem, H100)
+    assert offered.config == {"kernel": "one pass", "splits": splits}
+    assert "one pass" in offered.why
+    product, *rest = conv_depthwise.steps("conv_wgrad", problem, offered.config, Operands.contiguous(problem))
+    rows = problem.window.taps // int(product.instance.args[2])
+    assert product.instance.kernel == "conv_depthwise_wgrad"
+    assert product.block == (lanes * workers * rows, 1, 1)
+    assert (len(rest) == 1) == (splits > 1)
+    assert conv_depthwise.workspace("conv_wgrad", problem, offered.config) <= device.workspace_limit()
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        ("conv2d n=8 c=32 size=14 k=64 ksize=3 groups=32", "more than one filter"),
+        ("conv2d n=8 c=32 size=14 k=32 ksize=3 groups=32 dtype=int32", "integers"),
+        ("conv2d n=8 c=32 size=14 k=32 ksize=3 stride=3 groups=32", "3 taps with stride 3 along H"),
+        ("conv2d n=8 c=32 size=14 k=32 ksize=3x9 groups=32 layout=NHWC", "9 taps with stride 1 along W"),
+        ("conv2d n=8 c=32 size=14 k=32 ksize=3 dilation=1x2 groups=32 layout=NHWC", "dilation along W"),
+        ("conv1d n=8 c=32 size=99 k=32 ksize=4 groups=32", "1 taps with stride 1 along H"),
+    ],
+)
+def test_what_one_pass_refuses(line, why):
+    """It goes to the general kernel, and the reason says so."""
+    offered = conv_depthwise.offer("conv_wgrad", ConvProblem.parse(line), H100)
+    assert offered.config["kernel"] == "general"
+    assert why in offered.why
+
+
 def test_every_launch_is_shipped():
     """No plan asks for an instance that `instances()` does not list; none is listed twice."""
     listed = list(conv.instances())
@@ -186,7 +238,7 @@ def test_claims():
             assert promised["registers"] <= 255
             packed = {"conv_direct.cu": "SCALAR", "conv_depthwise.cu": "1"}.get(instance.file)
             assert packed is None or ("LDG.128" in promised.get("sass", ())) == (instance.args[-1] != packed)
-            if instance.file == "conv_depthwise_strips.cu":
+            if instance.file in ("conv_depthwise_strips.cu", "conv_depthwise_wgrad.cu"):
                 assert ("LDG.128" in promised.get("sass", ())) == (instance.args[1] != "1")
 
 
@@ -229,6 +281,13 @@ SEAMS = {
     "strips_nhwc": "conv2d n=1 c=8 size=5x45 k=8 ksize=4x6 pad=0:3x5:2 stride=1x2 dilation=1x2 groups=8 layout=NHWC",
     "strips_long": "conv2d n=1 c=8 size=40x6 k=8 ksize=11x5 pad=5 stride=1x3 dilation=2x1 groups=8",
     "strips_3d": "conv3d n=1 c=8 size=5x9x11 k=8 ksize=2x3x7 pad=1 stride=2 dilation=1x2x1 groups=8 layout=NHWC",
+    "one_pass": "conv2d n=2 c=24 size=7x9 k=24 ksize=3 pad=1 groups=24 layout=NHWC",
+    "one_pass_strided": "conv2d n=2 c=40 size=5x71 k=40 ksize=5 pad=2 stride=2 groups=40 layout=NHWC",
+    "one_pass_planar": "conv2d n=2 c=3 size=75x9 k=3 ksize=7 pad=3 groups=3",
+    "one_pass_rows": "conv2d n=2 c=3 size=19x9 k=3 ksize=3x5 pad=1x2 stride=2x1 dilation=1x2 groups=3",
+    "one_pass_1d": "conv1d n=2 c=16 size=150 k=16 ksize=4 pad=3:0 groups=16 layout=NHWC",
+    "one_pass_3d": "conv3d n=1 c=8 size=4x5x9 k=8 ksize=2x3x3 pad=1 stride=1x2x1 groups=8 layout=NHWC",
+    "one_pass_3d_planar": "conv3d n=1 c=2 size=4x9x6 k=2 ksize=3 pad=1 dilation=2x1x1 groups=2",
     "tiles": "conv2d n=3 c=10 size=9x10 k=67 ksize=3 stride=2 pad=1 bias=67 activation=relu",
     "tiles_nhwc": "conv2d n=2 c=68 size=9x10 k=132 ksize=2 layout=NHWC",
     "tiles_grouped": "conv3d n=2 c=12 size=5x6x7 k=30 ksize=3 pad=1 groups=3",
@@ -293,11 +352,14 @@ def test_tiles(gpu, monkeypatch, op, name, splits, tile):
 
 
 @needs_compiler
-@pytest.mark.parametrize("name", ["packs_depthwise", "depthwise_multiplier", "mid_depthwise_nhwc"])
+@pytest.mark.parametrize(
+    "name", ["packs_depthwise", "depthwise_multiplier", "mid_depthwise_nhwc", *(n for n in SEAMS if "one_pass" in n)]
+)
 def test_split_pixels(gpu, monkeypatch, name):
     """A depthwise gradient in parts."""
     monkeypatch.setattr(conv, "ALGORITHMS", {"depthwise": conv_depthwise})
     monkeypatch.setattr(conv_depthwise, "split", lambda *_: 3)
+    monkeypatch.setattr(conv_depthwise_wgrad, "config", lambda *_: {"kernel": "one pass", "splits": 3})
     with emulator.using(gpu):
         selftest.check_conv("raw", "conv_wgrad", ConvProblem.parse((cases.CONV | cases.CONV_MID | SEAMS)[name]))
 
@@ -329,7 +391,9 @@ def test_strides(only, order):
 
 
 @needs_compiler
-@pytest.mark.parametrize("name", ["dilated_strided", "packs", "tiles_grouped", "depthwise_nhwc"])
+@pytest.mark.parametrize(
+    "name", ["dilated_strided", "packs", "tiles_grouped", "depthwise_nhwc", "one_pass_strided", "one_pass_planar"]
+)
 @pytest.mark.parametrize("op", OPS)
 def test_schedules(only, monkeypatch, op, name):
     """Threads in shuffled orders give the same bits."""

@@ -182,6 +182,26 @@ def test_values_that_do_not_split(op, value):
     assert np.all(np.abs(actual[finite] - expected[finite]) <= 1e-5 * np.abs(expected[finite]) + 1e-5)
 
 
+@pytest.mark.parametrize("value", [np.inf, np.nan])
+@pytest.mark.parametrize("precision", [None, "tf32", "ieee"])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+@pytest.mark.parametrize("name", ["tiles", "strided", "grouped", "conv1d"])
+@pytest.mark.parametrize("op", ["conv_fprop", "conv_dgrad"])
+def test_a_bad_weight_at_the_borders(op, name, dtype, precision, value):
+    """fprop multiplies it by the zeros of the padding, dgrad by nothing beyond dy."""
+    if precision is not None and dtype != "float32":
+        return
+    problem = replace(ConvProblem.parse(PROBLEMS[name]), dtype=dtype, precision=precision)
+    data, w, *bias = cases.conv_floats(problem, op)
+    data, w[0, 0, ..., :1] = np.abs(data) + data.dtype.type(0.5), value
+    expected = cases.conv_call(op, problem, (data, w, *bias), backend="reference")
+    with emulator.using(H100):
+        assert took_mma(op, problem)
+        actual = cases.conv_call(op, problem, (data, w, *bias), backend="raw")
+    assert np.array_equal(np.isfinite(actual), np.isfinite(expected))
+    assert np.array_equal(actual[~np.isfinite(actual)], expected[~np.isfinite(expected)], equal_nan=True)
+
+
 # ---------------------------------------------------------------- the choice
 
 

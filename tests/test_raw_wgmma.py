@@ -130,6 +130,22 @@ def test_infinities_stay_in_their_windows(only_wgmma, monkeypatch):
     assert np.array_equal(np.isfinite(actual), np.isfinite(call("reference")))
 
 
+@needs_compiler
+@pytest.mark.parametrize("value", [np.inf, np.nan])
+@pytest.mark.parametrize("name", ["tiles", "strided", "planes", "conv1d", "conv3d"])
+def test_dgrad_of_a_bad_weight(name, value, only_wgmma, monkeypatch):
+    """It meets no product beyond dy, whatever zeros TMA fills in there."""
+    with_tile(monkeypatch, 64)
+    problem = replace(ConvProblem.parse(PROBLEMS[name]), dtype="bfloat16", bias=None, activation=None)
+    dy, w = cases.conv_floats(problem, "conv_dgrad")
+    dy, w[0, 0, ..., :1] = np.abs(dy) + dy.dtype.type(0.5), value
+    with emulator.using(H100):
+        actual = cases.conv_call("conv_dgrad", problem, (dy, w), backend="raw")
+    expected = cases.conv_call("conv_dgrad", problem, (dy, w), backend="reference")
+    assert np.array_equal(np.isfinite(actual), np.isfinite(expected))
+    assert np.array_equal(actual[~np.isfinite(actual)], expected[~np.isfinite(expected)], equal_nan=True)
+
+
 # ---------------------------------------------------------------- the pipeline, broken on purpose
 
 

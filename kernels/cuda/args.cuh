@@ -156,14 +156,12 @@ struct alignas(64) TensorMap {
     uint64_t words[16];
 };
 
-// conv_wgmma: as Gather, with the source and the filters as maps: a over (channels, [w, [h, [d]]], images) of `rank`
-// spatial axes, w over (channels, taps along each of three axes, filters). `first` is the lowest cell that output 0
-// meets; apart < 0 where the first tap meets the highest.
+// conv_wgmma: a pass, with its source and filters as maps too: a over (channels, [w, [h, [d]]], images) of `rank`
+// spatial axes, w over (channels, taps along each of three axes, filters). `lowest` is the lowest cell that output 0
+// meets: through the first tap or, with apart < 0, through the last.
 struct GatherMaps {
-    void *d, *bias;
-    int64_t d0, ds[5], bs, pixels;
-    int32_t C, M, activation, bt, rank, wide;
-    int32_t out[3], step[3], taps[3], first[3], apart[3];
+    Gather pass;
+    int32_t rank, lowest[3];
     int32_t tap0[3], tap_step[3];  // which of w's taps these are
     TensorMap a, w;
 };

@@ -10,6 +10,7 @@
 // A thread sums a strip of STRIP outputs along the last axis, of V channels. The outputs of a strip are `apart` apart,
 // so cell i of the strip's source meets output o through tap i - o * S, whatever the dilation: the sums and a row of 1,
 // 2, 3, 5 or 7 taps lie in registers, the source slides past them. Other rows are summed in stretches of such lengths.
+// Cells beyond the source are multiplied as zeros along a strip; a sum other than finite is taken again without them.
 //
 // The host orders the axes. Where channels lie side by side, threads do so along them, V = 16 bytes at a time, and a
 // strip runs along W. Else threads lie along W (axis 1 here), a strip runs along H, and rows are read as wholes.
@@ -38,6 +39,26 @@ __device__ inline void add_taps(const Strips& a, A (&sums)[OUTS][V], const T* ro
         }
     }
     s += K;
+}
+
+// One output's sum by definition, of one channel: without the zeros around the source, which make a NaN of an infinite weight.
+template <class A, class T>
+__device__ inline A summed_again(const Strips& a, const StripPass& pass, const T* image, const T* filter, const int (&at)[3]) {
+    A sum = A(0);
+#pragma unroll 1
+    for (int t = 0; t < pass.taps[0] * pass.taps[1] * pass.taps[2]; ++t) {
+        const int tap[3] = {t / pass.taps[2] / pass.taps[1], t / pass.taps[2] % pass.taps[1], t % pass.taps[2]};
+        int64_t from = 0, weight = 0;
+        bool inside = true;
+#pragma unroll
+        for (int axis = 0; axis < 3; ++axis) {
+            const int cell = at[axis] * a.step[axis] + pass.first[axis] + tap[axis] * a.apart[axis];
+            inside = inside && uint32_t(cell) < uint32_t(a.source[axis]);
+            from += cell * a.as[axis + 2], weight += tap[axis] * a.wt[axis];
+        }
+        if (inside) sum += widen(image[from]) * widen(filter[weight]);
+    }
+    return sum;
 }
 
 template <class T, int V, int S>
@@ -91,8 +112,14 @@ __global__ void __launch_bounds__(128, V > 1 ? 2 : 4) conv_depthwise_strips(cons
             if (q >= pass.out[2]) break;
             Pack<T, V> result;
 #pragma unroll
-            for (int v = 0; v < V; ++v)
-                result.at[v] = narrow<T>(activate(a.activation, sums[o][v] + bias_of<A>(a.bias, (channel + v) * a.bs, a.bt)));
+            for (int v = 0; v < V; ++v) {
+                A sum = sums[o][v];
+                if (sum - sum != A(0)) {  // not finite
+                    const int place[3] = {at[0], at[1], q};
+                    sum = summed_again<A>(a, pass, image + v * a.as[1], filter + v * a.ws, place);
+                }
+                result.at[v] = narrow<T>(activate(a.activation, sum + bias_of<A>(a.bias, (channel + v) * a.bs, a.bt)));
+            }
             store<V>(to + q * a.ds[4], result);
         }
     }

@@ -8,7 +8,8 @@
 //   wgrad   filter            (channel, tap)       pixel of y           y            x at pixel and tap
 //
 // dgrad: cells of x of one residue modulo the stride meet the same taps, each at cells of y side by side. Each residue
-// is a product of its own, with those taps only: no work is spent on cells that the stride leaves out.
+// is a product of its own, with those taps only: no work is spent on cells that the stride leaves out. Cells beyond y
+// are multiplied as zeros; where that made a sum other than finite, it is summed again without them.
 //
 // A block of 128 threads owns a tile of BM x BN of C; a thread has TM x TN of it in registers, in chunks of 16 bytes
 // a tile's width apart, so that warps read shared memory without conflicts. k advances by BK = 8: while one slice of A
@@ -98,6 +99,30 @@ template <int EXTENT, bool ALONG_SUM> struct Share {
     static __device__ int x(int i) { return ALONG_SUM ? threadIdx.x / BK + i * (THREADS / BK) : threadIdx.x % EXTENT; }
     static __device__ bool mine() { return ALL || (k(0) < BK && x(0) < EXTENT); }
 };
+
+// dgrad: whether a tap of a pixel lies beyond y.
+__device__ inline bool meets_border(const Conv& a, const Axis (&axes)[3], const Place& pixel) {
+    bool inside = true;
+    for (int i = 0; i < 3; ++i)
+        inside = inside && uint32_t(pixel.at[i]) < uint32_t(a.out[i]) &&
+                 uint32_t(pixel.at[i] + (axes[i].taps - 1) * axes[i].move) < uint32_t(a.out[i]);
+    return !inside;
+}
+
+// dgrad's sum over indices [begin, end) for a pixel and one channel, by definition: without the zeros beyond y, which make
+// a NaN of an infinite weight.
+template <class A, class T>
+__device__ inline A summed_again(const Conv& a, const Axis (&axes)[3], const T* w, const T* y, bool channels_fastest, int begin, int end, const Place& pixel) {
+    A sum = A(0);
+#pragma unroll 1
+    for (int k = begin; k < end; ++k) {
+        const Row row = tap_place(axes, a.ys, a.ws[0], a.ws, int(a.K) / int(a.groups), channels_fastest, k);
+        bool met = true;
+        for (int i = 0; i < 3; ++i) met = met && uint32_t(pixel.at[i] + row.place.at[i]) < uint32_t(a.out[i]);
+        if (met) sum += value<A>(w[row.a], a.wt) * value<A>(y[pixel.offset + row.place.offset], a.yt);
+    }
+    return sum;
+}
 
 // What all threads of a block know of its tile. In shared memory, as registers are short.
 struct Tile {
@@ -258,8 +283,17 @@ template <int PASS, class T, class R, int BM, int BN, int TM, int TN> __device__
             columns[n].offset = PASS == WGRAD ? tap_place(tile.axes, ss, strides[1], strides, tile.L, channels_fastest, tile.first_n + n).a
                                               : pixel_result(tile.axes, strides, tile.first_n + n);
     A* stage = &bs[0][0][0];
-    static_assert(TY * BN <= 2 * BK * (BN + V) && TX * BM <= 2 * BK * (BN + V));
+    static_assert(TY * BN <= 2 * BK * (BN + V) && TX * BM <= 2 * BK * (BN + V) && TX * BM <= TM * THREADS && TM * TN <= 64);
     const bool by_column = a.walk & CHANNELS;  // neighbours in the result are neighbours in m
+    auto row_of = [&](int step, int e) { return tile.first_m + (by_column ? e % BM : step / V * V * TY + e / BN * V + step % V); };
+    auto column_of = [&](int step, int e) { return by_column ? step / V * V * TX + e / BM * V + step % V : e % BN; };
+    auto write = [&](int m, int n, A sum) {
+        const int64_t channel = int64_t(tile.g) * tile.M + m, offset = channel * step_m + columns[n].offset;
+        if (a.splits > 1) parts[offset] = sum;
+        else if (PASS == WGRAD) result[offset] = narrow<R>(sum);
+        else result[offset] = narrow<R>(activate(a.activation, sum + bias_of<A>(a.bias, channel * a.bs, a.bt)));
+    };
+    uint64_t again = 0;  // dgrad's sums that are not finite: a bit for each that this thread writes
 #pragma unroll 1
     for (int step = 0; step < (by_column ? TN : TM); ++step) {
 #pragma unroll
@@ -270,18 +304,23 @@ template <int PASS, class T, class R, int BM, int BN, int TM, int TN> __device__
                 if (by_column ? j == step : i == step) stage[by_column ? tx * BM + m : ty * BN + n] = acc[i][j];
             }
         __syncthreads();
-        const int side = step / V * V, within = step % V;
 #pragma unroll 1
         for (int e = tid; e < (by_column ? TX * BM : TY * BN); e += THREADS) {
-            const int m = tile.first_m + (by_column ? e % BM : side * TY + e / BN * V + within);
-            const int n = by_column ? side * TX + e / BM * V + within : e % BN;
+            const int m = row_of(step, e), n = column_of(step, e);
             if (m >= tile.M || !columns[n].valid) continue;
-            const int64_t channel = int64_t(tile.g) * tile.M + m, offset = channel * step_m + columns[n].offset;
-            if (a.splits > 1) parts[offset] = stage[e];
-            else if (PASS == WGRAD) result[offset] = narrow<R>(stage[e]);
-            else result[offset] = narrow<R>(activate(a.activation, stage[e] + bias_of<A>(a.bias, channel * a.bs, a.bt)));
+            write(m, n, stage[e]);
+            if (PASS == DGRAD && stage[e] - stage[e] != A(0)) again |= uint64_t(1) << (step * TM + e / THREADS);
         }
         __syncthreads();
+    }
+#pragma unroll 1
+    for (int bit = 0; again >> bit != 0 && bit < 64; ++bit) {
+        if (!(again >> bit & 1)) continue;
+        const int e = bit % TM * THREADS + tid, n = column_of(bit / TM, e), m = row_of(bit / TM, e);
+        const int begin = tile.first_slice * BK, end = min(tile.total_k, begin + slices * BK);
+        const Place pixel = pixel_source(tile.axes, ss, tile.first_n + n);
+        if (meets_border(a, tile.axes, pixel))
+            write(m, n, summed_again<A>(a, tile.axes, from_a + (m - tile.first_m) * am, from_b, channels_fastest, begin, end, pixel));
     }
 }
 

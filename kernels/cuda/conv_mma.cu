@@ -105,45 +105,9 @@ struct Step {
     }
 };
 
-// A row of the GEMM as a place: the image, and the output along each axis.
-struct Pixel {
-    int64_t n;
-    int o[3];
-    __device__ Pixel(const Gather& a, int64_t index) {
-#pragma unroll
-        for (int axis = 2; axis >= 0; --axis) o[axis] = take(index, a.out[axis]);
-        n = index;
-    }
-};
-
-// One output summed by FMA, where the split did not hold.
-__device__ inline float summed_again(const Gather& a, const Pixel& pixel, int group, int m) {
-    const float* const source = static_cast<const float*>(a.a) + a.a0 + pixel.n * a.as[0] + int64_t(group) * a.C * a.as[1];
-    const float* const filter = static_cast<const float*>(a.w) + a.w0 + group * a.wg + m * a.ws[0];
-    float sum = 0;
-    for (int t = 0; t < a.taps[0]; ++t)
-        for (int r = 0; r < a.taps[1]; ++r)
-            for (int s = 0; s < a.taps[2]; ++s) {
-                const int tap[3] = {t, r, s};
-                int64_t from = 0;
-                bool inside = true;
-#pragma unroll
-                for (int axis = 0; axis < 3; ++axis) {
-                    const int cell = pixel.o[axis] * a.step[axis] + a.first[axis] + tap[axis] * a.apart[axis];
-                    inside = inside && uint32_t(cell) < uint32_t(a.source[axis]);
-                    from += cell * a.as[axis + 2];
-                }
-                if (!inside) continue;
-                const float* const weight = filter + t * a.wt[0] + r * a.wt[1] + s * a.wt[2];
-                for (int c = 0; c < a.C; ++c) sum = fmaf(source[from + c * a.as[1]], weight[c * a.ws[1]], sum);
-            }
-    return sum;
-}
-
 // What is written for the sum of one row and output channel m of all groups.
 template <class E> __device__ inline float finished(const Gather& a, float sum, int64_t row, int group, int m) {
-    if constexpr (Same<E, Ieee>::value)
-        if (!(fabsf(sum) < INFINITY_F)) sum = summed_again(a, Pixel(a, row), group, m);
+    sum = checked<E>(a, sum, row, group, m);
     return activate(a.activation, sum + bias_of<float>(a.bias, (int64_t(group) * a.M + m) * a.bs, a.bt));
 }
 

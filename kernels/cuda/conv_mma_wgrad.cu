@@ -160,7 +160,7 @@ __device__ inline float summed_again(const Wgrad& a, int64_t begin, int64_t end,
             inside = inside && uint32_t(cell) < uint32_t(a.size[axis]);
             from += cell * a.xs[axis + 2], at += pixel.o[axis] * a.ys[axis + 2];
         }
-        if (inside) sum = fmaf(y[at], x[from], sum);
+        sum = fmaf(y[at], inside ? x[from] : 0.0f, sum);  // the padding is zeros, which are multiplied
     }
     return sum;
 }

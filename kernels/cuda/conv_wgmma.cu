@@ -87,18 +87,18 @@ __device__ inline void produce(const GatherMaps& a, char* stages, Barrier* full,
         const int column0 = take(n, columns) * BN;
         n *= ROWS;
         int at[3];
-        for (int axis = 2; axis >= 0; --axis) at[axis] = take(n, a.out[axis]) * a.step[axis] + a.first[axis];
+        for (int axis = 2; axis >= 0; --axis) at[axis] = take(n, a.pass.out[axis]) * a.pass.step[axis] + a.lowest[axis];
         int tap[3];
-        for (tap[0] = 0; tap[0] < a.taps[0]; ++tap[0])
-            for (tap[1] = 0; tap[1] < a.taps[1]; ++tap[1])
-                for (tap[2] = 0; tap[2] < a.taps[2]; ++tap[2]) {
+        for (tap[0] = 0; tap[0] < a.pass.taps[0]; ++tap[0])
+            for (tap[1] = 0; tap[1] < a.pass.taps[1]; ++tap[1])
+                for (tap[2] = 0; tap[2] < a.pass.taps[2]; ++tap[2]) {
                     uint16_t offset[3];
                     int of_w[3];
                     for (int i = 0; i < 3; ++i) {
-                        offset[i] = uint16_t((a.apart[i] < 0 ? tap[i] - (a.taps[i] - 1) : tap[i]) * a.apart[i]);
+                        offset[i] = uint16_t((a.pass.apart[i] < 0 ? tap[i] - (a.pass.taps[i] - 1) : tap[i]) * a.pass.apart[i]);
                         of_w[i] = a.tap0[i] + tap[i] * a.tap_step[i];
                     }
-                    for (int c = 0; c < a.C; c += DEPTH) {
+                    for (int c = 0; c < a.pass.C; c += DEPTH) {
                         char* const A = stages + next.stage * STAGE;
                         barrier_wait(&empty[next.stage], next.parity ^ 1);  // the first round finds all of them empty
                         barrier_arrive_expect(&full[next.stage], STAGE);
@@ -119,16 +119,17 @@ __device__ inline void deliver(const GatherMaps& a, const float (&sum)[BN / 2], 
     bool exists[2];
 #pragma unroll
     for (int k = 0; k < 2; ++k) {
-        int64_t n = row0 + (a.wide ? lane / 4 + 8 * k : lane % 16);
-        exists[k] = n < a.pixels;
-        to[k] = a.d0;
+        int64_t n = row0 + (a.pass.wide ? lane / 4 + 8 * k : lane % 16);
+        exists[k] = n < a.pass.pixels;
+        to[k] = a.pass.d0;
 #pragma unroll
-        for (int axis = 2; axis >= 0; --axis) to[k] += take(n, a.out[axis]) * a.ds[axis + 2];
-        to[k] += n * a.ds[0];
+        for (int axis = 2; axis >= 0; --axis) to[k] += take(n, a.pass.out[axis]) * a.pass.ds[axis + 2];
+        to[k] += n * a.pass.ds[0];
     }
-    E* const d = static_cast<E*>(a.d);
-    auto finished = [&](float value, int m) {
-        return narrow<E>(activate(a.activation, value + bias_of<float>(a.bias, m * a.bs, a.bt)));
+    E* const d = static_cast<E*>(a.pass.d);
+    auto finished = [&](float value, int64_t row, int m) {
+        value = checked<E>(a.pass, value, row, 0, m);
+        return narrow<E>(activate(a.pass.activation, value + bias_of<float>(a.pass.bias, m * a.pass.bs, a.pass.bt)));
     };
 #pragma unroll 1
     for (int part = 0; part < BN / PART; ++part) {
@@ -142,21 +143,21 @@ __device__ inline void deliver(const GatherMaps& a, const float (&sum)[BN / 2], 
                     store(staged + (lane / 4 + i / 2 % 2 * 8) * PITCH + i / 4 * 8 + lane % 4 * 2,
                           Pack<float, 2>{sum[p * PART / 2 + i], sum[p * PART / 2 + i + 1]});
         __syncwarp();
-        if (a.wide) {
+        if (a.pass.wide) {
             const int column = lane % 4 * 8;
 #pragma unroll
             for (int k = 0; k < 2; ++k) {
-                if (!exists[k] || first + column >= a.M) continue;
+                if (!exists[k] || first + column >= a.pass.M) continue;
                 Pack<E, 8> values;
 #pragma unroll
                 for (int i = 0; i < 8; ++i)
-                    values.at[i] = finished(staged[(lane / 4 + 8 * k) * PITCH + column + i], first + column + i);
+                    values.at[i] = finished(staged[(lane / 4 + 8 * k) * PITCH + column + i], row0 + lane / 4 + 8 * k, first + column + i);
                 store(d + to[k] + first + column, values);
             }
         } else {
 #pragma unroll 1
-            for (int column = lane / 16; exists[0] && column < min(PART, a.M - first); column += 2)
-                d[to[0] + (first + column) * a.ds[1]] = finished(staged[lane % 16 * PITCH + column], first + column);
+            for (int column = lane / 16; exists[0] && column < min(PART, a.pass.M - first); column += 2)
+                d[to[0] + (first + column) * a.pass.ds[1]] = finished(staged[lane % 16 * PITCH + column], row0 + lane % 16, first + column);
         }
     }
 }
@@ -173,9 +174,9 @@ __global__ void __launch_bounds__(384, 1) conv_wgmma(const __grid_constant__ Gat
         barrier_init_fence();
     }
     __syncthreads();
-    const int columns = (a.M + BN - 1) / BN;
-    const int64_t tiles = (a.pixels + ROWS - 1) / ROWS * columns;
-    const int steps = a.taps[0] * a.taps[1] * a.taps[2] * ((a.C + DEPTH - 1) / DEPTH);
+    const int columns = (a.pass.M + BN - 1) / BN;
+    const int64_t tiles = (a.pass.pixels + ROWS - 1) / ROWS * columns;
+    const int steps = a.pass.taps[0] * a.pass.taps[1] * a.pass.taps[2] * ((a.pass.C + DEPTH - 1) / DEPTH);
 
     if (threadIdx.x < 128) {
         fewer_registers<40>();

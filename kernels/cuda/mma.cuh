@@ -7,6 +7,9 @@
 //             core's truncated sums do not pile up. Where a result is not finite it is summed again by FMA: a split
 //             infinity, or a value next to the largest, is not one.
 //
+// The products take what lies beyond the source as zeros. That is fprop's definition; dgrad has no products there, so
+// that a sum next to the border which is not finite is taken again without them, whatever the type.
+//
 // Source: Markidis et al., "NVIDIA Tensor Core Programmability" (2018), and Ootomo and Yokota, "Recovering single
 // precision accuracy from Tensor Cores" (2022), for splitting and for adding outside of the tensor core.
 #pragma once
@@ -55,6 +58,61 @@ __device__ inline void add_split(float (&sum)[TN][4], const Parts (&a)[4], const
 #pragma unroll
         for (int r = 0; r < 4; ++r) sum[j][r] += part[r];
     }
+}
+
+// A row of a gathering pass's GEMM as a place: the image, and the output along each axis.
+struct Pixel {
+    int64_t n;
+    int o[3];
+    __device__ Pixel(const Gather& a, int64_t index) {
+#pragma unroll
+        for (int axis = 2; axis >= 0; --axis) o[axis] = take(index, a.out[axis]);
+        n = index;
+    }
+    // The cell of the source that a tap meets, which may lie beyond it.
+    __device__ int cell(const Gather& a, int axis, int tap) const {
+        return o[axis] * a.step[axis] + a.first[axis] + tap * a.apart[axis];
+    }
+};
+
+// One output summed by FMA. Beyond the source, fprop has zeros, which it multiplies; dgrad has no products.
+template <class T> __device__ inline float summed_again(const Gather& a, const Pixel& pixel, int group, int m) {
+    const T* const source = static_cast<const T*>(a.a) + a.a0 + pixel.n * a.as[0] + int64_t(group) * a.C * a.as[1];
+    const T* const filter = static_cast<const T*>(a.w) + a.w0 + group * a.wg + m * a.ws[0];
+    const bool forward = a.apart[2] > 0;
+    float sum = 0;
+    for (int t = 0; t < a.taps[0]; ++t)
+        for (int r = 0; r < a.taps[1]; ++r)
+            for (int s = 0; s < a.taps[2]; ++s) {
+                const int tap[3] = {t, r, s};
+                int64_t from = 0;
+                bool inside = true;
+#pragma unroll
+                for (int axis = 0; axis < 3; ++axis) {
+                    const int cell = pixel.cell(a, axis, tap[axis]);
+                    inside = inside && uint32_t(cell) < uint32_t(a.source[axis]);
+                    from += cell * a.as[axis + 2];
+                }
+                if (!inside && !forward) continue;
+                const T* const weight = filter + t * a.wt[0] + r * a.wt[1] + s * a.wt[2];
+                for (int c = 0; c < a.C; ++c)
+                    sum = fmaf(inside ? widen(source[from + c * a.as[1]]) : 0.0f, widen(weight[c * a.ws[1]]), sum);
+            }
+    return sum;
+}
+
+// A sum, taken again where it is not finite and need not be so: Ieee's split may not hold; and in dgrad, zeros beyond dy
+// were multiplied by an infinite weight.
+template <class E> __device__ inline float checked(const Gather& a, float sum, int64_t row, int group, int m) {
+    if (fabsf(sum) < INFINITY_F) return sum;
+    const Pixel pixel(a, row);
+    bool again = Same<E, Ieee>::value;
+#pragma unroll
+    for (int axis = 0; axis < 3; ++axis) {
+        const uint32_t first = pixel.cell(a, axis, 0), last = pixel.cell(a, axis, a.taps[axis] - 1), size = a.source[axis];
+        again = again || (a.apart[2] < 0 && (first >= size || last >= size));
+    }
+    return again ? summed_again<typename Element<E>::type>(a, pixel, group, m) : sum;
 }
 
 // The steps of a sum through a ring of STAGES parts of shared memory: fetch(stage) begins the next step's copies,

@@ -72,12 +72,9 @@ WGRAD = np.dtype(
 )
 
 MAP_BYTES = 128  # of a TensorMap, which begins at a multiple of 64
-_GATHER_MAPS: list[tuple[Any, ...]] = (
-    [(name, P) for name in ("d", "bias")]
-    + [("d0", L), ("ds", L, 5), ("bs", L), ("pixels", L)]
-    + [(name, I) for name in ("C", "M", "activation", "bt", "rank", "wide")]
-    + [(name, I, 3) for name in ("out", "step", "taps", "first", "apart", "tap0", "tap_step")]
-)
+_GATHER_MAPS: list[tuple[Any, ...]] = [
+    ("pass", GATHER), ("rank", I), *((name, I, 3) for name in ("lowest", "tap0", "tap_step")),
+]  # fmt: skip
 GATHER_MAPS = np.dtype(
     [*_GATHER_MAPS, ("aligning", np.uint8, -np.dtype(_GATHER_MAPS, align=True).itemsize % 64)]
     + [(name, P, MAP_BYTES // 8) for name in ("a", "w")],

@@ -1,7 +1,7 @@
-"""Convolution with one channel per group: kernels/cuda/conv_depthwise_strips.cu, conv_depthwise.cu.
+"""Convolution with one channel per group: conv_depthwise{,_strips,_wgrad}.cu of kernels/cuda/.
 
-fprop and dgrad with one filter per channel go in strips, where their geometry and strides allow it (`config`,
-`steps`); the general kernels take the others, and wgrad.
+fprop and dgrad with one filter per channel go in strips, wgrad in one pass, where their geometry and strides allow it
+(`config`, `steps`); the general kernels take the others.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from fastconv.backends.raw import args
+from fastconv.backends.raw import args, conv_depthwise_wgrad
 from fastconv.backends.raw.conv_mma import passes
 from fastconv.backends.raw.conv_steps import (
     RESIDENT,
@@ -32,7 +32,7 @@ from fastconv.compiler.cuda import Instance
 from fastconv.problem import ConvProblem
 
 FILE, STRIPS_FILE = "conv_depthwise.cu", "conv_depthwise_strips.cu"
-FILES = (FILE, STRIPS_FILE)
+FILES = (FILE, STRIPS_FILE, conv_depthwise_wgrad.FILE)
 OPS = ("conv_fprop", "conv_dgrad", "conv_wgrad")
 TAPS = 9  # that a block of wgrad sums
 LEAST_PIXELS = 4096  # of a part of a split sum
@@ -51,8 +51,12 @@ def offer(op: str, problem: ConvProblem, properties: Properties) -> Offer | None
     filters = "one filter" if problem.K == problem.C else f"{problem.K // problem.C} filters"
     why = f"{filters} per channel: memory-bound, a product of matrices has nothing to share"
     if op == "conv_wgrad":
-        splits = split(problem, properties)
-        return Offer({"splits": splits}, why, problem.macs / 0.2)
+        refused = conv_depthwise_wgrad.refusal(problem, problem.layout == "NHWC")
+        if refused is None:
+            cut = conv_depthwise_wgrad.config(problem, properties)
+            return Offer(cut, f"{why}; all taps of a channel in one pass", problem.macs / 0.2)
+        cut = {"kernel": "general", "splits": split(problem, properties)}
+        return Offer(cut, f"{why}; {TAPS} taps at a time: one pass does not take {refused}", problem.macs / 0.2)
     found = config(op, problem)
     threads = pixels_of(op, problem) * (problem.C if op == "conv_dgrad" else problem.K)
     busy = min(1.0, threads / (properties.sms * RESIDENT))
@@ -112,6 +116,9 @@ def steps(op: str, problem: ConvProblem, config: dict[str, Any], operands: Opera
     if config.get("kernel") == "strips" and strip_axis(op, problem, inside) is not None:
         return [strips(op, problem, operands, inside)]
     width = pack_width(problem, operands)
+    if config.get("kernel") == "one pass" and conv_depthwise_wgrad.refusal(problem, inside) is None:
+        width = width if inside else 1
+        return conv_depthwise_wgrad.steps(problem, config["splits"], operands, width, inside)
     instance = Instance(FILE, f"{op}_depthwise", (*operands.types, str(width)))
     if op == "conv_wgrad":
         splits, blocks = config["splits"], problem.K // width
@@ -188,10 +195,13 @@ def instances() -> Iterator[Instance]:
     for stored in (*WIDTHS, "double"):
         for width in sorted({1, WIDTHS.get(stored, 1)}):
             yield from (strip_instance(stored, width, stride) for stride in STRIP_STRIDES)
+    yield from conv_depthwise_wgrad.instances()
 
 
 def claims(instance: Instance) -> dict[str, Any]:
     """Packed instances move 16 bytes at a time; the others leave room for 512 threads on a multiprocessor."""
+    if instance.file == conv_depthwise_wgrad.FILE:
+        return conv_depthwise_wgrad.claims(instance)
     if instance.file == STRIPS_FILE:
         packed = instance.args[1] != "1"
         return {"registers": 255, "sass": ("LDG.128", "STG.128")} if packed else {"registers": 128}

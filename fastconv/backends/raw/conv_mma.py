@@ -378,8 +378,24 @@ def gather(
     along: tuple[Along, ...], first: int, count: int, result: str,
 ) -> Step:  # fmt: skip
     """One launch of conv_mma: `count` images from `first` on."""
-    M, C = per_group(op, problem)
     tile = next(tile for tile in GATHER_TILES if str(tile) == config["tile"])
+    filled = gather_args(op, problem, operands, source, filters, along, first, count, result)
+    blocks = -(-int(filled["pixels"]) // tile.rows) * -(-int(filled["M"]) // tile.columns) * problem.groups
+    instance = gather_instance(config["element"], tile, filters.crossed)
+    pointers = gather_pointers(source, filters, result)
+    return Step(instance, blocks, filled, pointers, tile.threads, shared_bytes(op, config["element"], tile))
+
+
+def gather_pointers(source: Rows, filters: Filters, result: str) -> Ints:
+    return source.address, filters.address, Y if result == "y" else X, BIAS
+
+
+def gather_args(
+    op: str, problem: ConvProblem, operands: Operands, source: Rows, filters: Filters, along: tuple[Along, ...],
+    first: int, count: int, result: str,
+) -> np.ndarray:  # fmt: skip
+    """The struct Gather but for the addresses."""
+    M, C = per_group(op, problem)
     filled = np.zeros((), args.GATHER)
     to = operands.strides[result]
     filled["a0"] = source.first + first * source.image
@@ -401,10 +417,7 @@ def gather(
         filled[name] = [getattr(one, field) for one in along]
     chunk = 16 // itemsize(problem)
     filled["wide"] = M % chunk == 0 and operands.packs(result, 1, chunk)
-    blocks = -(-int(filled["pixels"]) // tile.rows) * -(-M // tile.columns) * problem.groups
-    instance = gather_instance(config["element"], tile, filters.crossed)
-    pointers = (source.address, filters.address, Y if result == "y" else X, BIAS)
-    return Step(instance, blocks, filled, pointers, tile.threads, shared_bytes(op, config["element"], tile))
+    return filled
 
 
 def gather_instance(element: str, tile: Tile, crossed: bool) -> Instance:

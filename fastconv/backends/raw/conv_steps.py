@@ -145,13 +145,16 @@ def pixels_of(op: str, problem: ConvProblem) -> int:
 SPLIT_POINTERS = {"conv_fprop": (4, 2, 3), "conv_dgrad": (4, 0, 3), "conv_wgrad": (4, 1, 3)}
 
 
-def reduction(op: str, problem: ConvProblem, operands: Operands, splits: int) -> Step:
-    """The launch that adds the parts of a split sum (kernels/cuda/reduce.cu)."""
+def reduction(
+    op: str, problem: ConvProblem, operands: Operands, splits: int, order: tuple[int, int, int] = (0, 1, 2)
+) -> Step:
+    """The launch that adds the parts of a split sum (kernels/cuda/reduce.cu), whose axes have that order."""
     role = result_of(op)
-    dims = problem.dims(role)
+    dims, strides = problem.dims(role), operands.strides[role]
+    extents = args.lift(dims[2:], 1)
     filled = np.zeros((), args.SPLITS)
-    filled["extent"] = [args.divisor(n) for n in (*dims[:2], *args.lift(dims[2:], 1))]
-    filled["stride"] = operands.strides[role]
+    filled["extent"] = [args.divisor(n) for n in (*dims[:2], *(extents[axis] for axis in order))]
+    filled["stride"] = (*strides[:2], *(strides[2 + axis] for axis in order))
     filled["splits"] = splits
     (filled["bs"],) = operands.strides.get("bias", (0,))
     filled["bt"] = args.DTYPES.index(operands.dtypes.get("bias", "float32"))

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastconv.backends.raw import args, conv_mma
-from fastconv.backends.raw.conv_mma import BIAS, BYTE, ELEMENTS, LAUNCH, Along, Filters, Rows, X, Y
+from fastconv.backends.raw.conv_mma import BYTE, ELEMENTS, LAUNCH, Along, Filters, Rows
 from fastconv.backends.raw.conv_steps import Offer, Operands, per_group, pixels_of
 from fastconv.backends.raw.device import Properties
 from fastconv.backends.raw.launching import Mapped, Step
@@ -212,25 +212,15 @@ def launch(
     """One launch of conv_wgmma: `count` images from `first` on."""
     M, _ = per_group(op, problem)
     result = "y" if op == "conv_fprop" else "x"
-    tile, to = tile_of(config), operands.strides[result]
+    tile = tile_of(config)
     filled = np.zeros((), args.GATHER_MAPS)
-    filled["d0"] = first * to[0] + sum(one.start * stride for one, stride in zip(along, to[2:], strict=True))
-    filled["ds"] = (*to[:2], *(one.apart * stride for one, stride in zip(along, to[2:], strict=True)))
-    (filled["bs"],) = operands.strides.get("bias", (0,))
-    filled["bt"] = args.DTYPES.index(operands.dtypes.get("bias", "float32"))
-    filled["pixels"] = count * math.prod(one.outputs for one in along)
-    filled["C"], filled["M"], filled["rank"] = source.channels, M, problem.ndim
-    filled["activation"] = args.activation(problem)
-    filled["wide"] = M % 8 == 0 and operands.packs(result, 1, 8)
-    for name, field in (
-        ("out", "outputs"), ("step", "step"), ("taps", "taps"), ("apart", "tap_apart"), ("tap0", "tap0"),
-        ("tap_step", "tap_step"),
-    ):  # fmt: skip
-        filled[name] = [getattr(one, field) for one in along]
+    filled["pass"] = conv_mma.gather_args(op, problem, operands, source, filters, along, first, count, result)
+    filled["rank"] = problem.ndim
+    filled["tap0"], filled["tap_step"] = [one.tap0 for one in along], [one.tap_step for one in along]
     sizes = args.lift(problem.size if op == "conv_fprop" else problem.out, 1)
-    filled["first"] = [corners(one, size)[0] for one, size in zip(along, sizes, strict=True)]
-    tiles = -(-int(filled["pixels"]) // ROWS) * -(-M // tile.columns)
-    pointers = (Y if result == "y" else X, BIAS)
+    filled["lowest"] = [corners(one, size)[0] for one, size in zip(along, sizes, strict=True)]
+    tiles = -(-int(filled["pass"]["pixels"]) // ROWS) * -(-M // tile.columns)
+    pointers = conv_mma.gather_pointers(source, filters, result)
     maps = maps_of(problem, tile, source, filters, along, sizes, first, count, M)
     blocks = min(tiles, int(config["blocks"]))
     return Step(instance_of(config["element"], tile), blocks, filled, pointers, THREADS, tile.shared, maps)
