@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import threading
+
 import numba
 import numpy as np
 import pytest
 
 import fastconv
 from fastconv import tuning
-from fastconv.backends.cpu import calls
+from fastconv.backends import forms
+from fastconv.backends.cpu import calls, conv, workspace
 from fastconv.compiler.host import HostKernel
+from fastconv.problem import ConvProblem
 from fastconv.testing import selftest
 
 
@@ -56,10 +60,12 @@ def test_forms_are_bound_once_and_forgotten_in_time():
     run(x.astype("f"), None)
     run(x, x)
     assert len(bound) == 4
-    for size in range(calls.FORMS):
+    for size in range(forms.FORMS):
         run(np.ones((1, size + 1)), None)
+    before = len(bound)
     run(x, None)
-    assert len(bound) > 4 + calls.FORMS // 2  # forgotten, and bound anew
+    run(x, None)
+    assert len(bound) == before + 1  # forgotten, and bound anew, once
 
 
 def test_threads_are_part_of_the_form():
@@ -76,6 +82,40 @@ def test_threads_are_part_of_the_form():
         np.testing.assert_array_equal(fastconv.conv2d(x, w, padding=1), alone)
     finally:
         fastconv.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+@pytest.mark.parametrize(
+    ("algorithm", "line"),
+    [
+        ("gemm", "conv2d n=1 c=40 size=20 k=44 ksize=1"),
+        ("gemm", "conv2d n=1 c=40 size=20 k=44 ksize=2"),
+        ("winograd", "conv2d n=2 c=32 size=40 k=32 ksize=3 pad=1"),
+        ("winograd", "conv2d n=1 c=64 size=8 k=64 ksize=3 pad=1"),
+        ("strips", "conv2d n=1 c=24 size=30 k=3 ksize=3 pad=1"),
+        ("depthwise", "conv2d n=1 c=40 size=20 k=40 ksize=3 pad=1 groups=40"),
+    ],
+)
+def test_scratch_memory_is_held_until_the_kernel_returns(monkeypatch, algorithm, line, layout):
+    """Memory too large to be kept goes back when nobody holds it; here it is spoiled then."""
+    memory = []
+
+    class Spoiled(workspace.Scratch):
+        def __init__(self, nbytes):
+            super().__init__(nbytes)
+            memory.append(self.array)
+
+        def __del__(self):
+            self.array[:] = 0xFF  # a NaN in every float
+
+    monkeypatch.setattr(workspace, "KEPT_BYTES", 0)
+    monkeypatch.setattr(workspace, "_local", threading.local())
+    monkeypatch.setattr(workspace, "Scratch", Spoiled)
+    problem = ConvProblem.parse(f"{line} layout={layout}")
+    assert layout == "NHWC" or conv.choose("conv_fprop", problem)[0] == algorithm
+    for op in ("conv_fprop", "conv_dgrad", "conv_wgrad"):
+        selftest.conv_bounded("cpu", op, problem)
+    assert memory
 
 
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])

@@ -400,7 +400,7 @@ def test_an_array_several_times_larger_than_the_worker_s_memory():
     """The example on a distributed cluster: it checks its values, and that no worker came near its limit."""
     pytest.importorskip("distributed")
     command = [sys.executable, str(EXAMPLES / "dask_larger_than_memory.py")]
-    command += ["--gib", "1.4", "--workers", "1", "--memory", "448"]
+    command += ["--gib", "1.25", "--workers", "1", "--memory", "400"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "dashboard: http" in done.stdout

@@ -161,15 +161,19 @@ LINE = "conv2d n=1 c=64 size=56 k=64 ksize=3 pad=1"
         (LINE + " precision=ieee", "gemm"),
         (LINE + " dtype=float64", "gemm"),
         (LINE + " dtype=float16", "gemm"),
+        (LINE + " stride=2", {"conv_dgrad": "strips"}),
         (LINE.replace("size=56", "size=14") + " stride=2", "gemm"),
         (LINE.replace("ksize=3", "ksize=1"), "gemm"),
         (LINE.replace("ksize=3", "ksize=3x5"), "gemm"),
         (LINE.replace("c=64", "c=8"), "gemm"),
+        (LINE.replace("c=64", "c=3"), {"conv_fprop": "strips", "conv_dgrad": "strips"}),
         ("conv2d n=1 c=4 size=8 k=4 ksize=3 pad=1", "small"),
     ],
 )
 def test_rule(op, line, algorithm):
     """Who is taken is a pure function of the problem, and what is refused has a reason."""
+    if isinstance(algorithm, dict):  # per op; the others go by the GEMM
+        algorithm = algorithm.get(op, "gemm")
     problem = ConvProblem.parse(line)
     chosen, why = conv.choose(op, problem)
     assert chosen == algorithm

@@ -177,6 +177,9 @@ def _lies_as(S, A, step, count, low, high, room):
     return lambda S, A, step, count, low, high, room: step == 1 and count <= room and low == 0 and high == count
 
 
+FIRST, LAST, VECTORS, IN_X, IN_Y = range(5)  # of what `find_panels` finds
+
+
 @njit(nogil=True)
 def find_panels(X, S, Y, g, taps, q0, q1, panels):
     """Of each panel [q0, q1): first and last pixel, vectors, and where it begins in x and in y if it lies so; else -1.
@@ -189,16 +192,16 @@ def find_panels(X, S, Y, g, taps, q0, q1, panels):
         first, last = panel_start(S, pixels, q, panels), panel_start(S, pixels, q + 1, panels)
         nv = (last - first + width(S) - 1) // width(S)
         one = found[q - q0]
-        one[0], one[1], one[2], one[3], one[4] = first, last, nv, -1, -1
+        one[FIRST], one[LAST], one[VECTORS], one[IN_X], one[IN_Y] = first, last, nv, -1, -1
         n, o0, o1, o2 = locate(g, first)
         count, room = nv * width(S), min(g.P2 - o2, last - first)
         if taps.shape[0] == 1:
             low, high = stretch(taps, 0, o0, o1, o2, count)
             if lies_as(S, X, g.step2 * g.x2, count, low, high, room):
                 pixel = n * g.xn + (o0 * g.step0 + taps[0, 0]) * g.x0 + (o1 * g.step1 + taps[0, 1]) * g.x1
-                one[3] = pixel + o2 + taps[0, 2]
+                one[IN_X] = pixel + o2 + taps[0, 2]
         if lies_as(S, Y, g.y2, count, 0, count, room):
-            one[4] = n * g.yn + o0 * g.y0 + o1 * g.y1 + o2
+            one[IN_Y] = n * g.yn + o0 * g.y0 + o1 * g.y1 + o2
     return found
 
 
@@ -263,33 +266,33 @@ def gather_task(X, S, Y, g, taps, x, a, a_block, a_row, a_step, bias, code, y, f
     for r0 in range(0, K, BLOCK):
         r1 = min(K, r0 + BLOCK)
         for q in range(found.shape[0]):
-            if found[q, 3] < 0:
+            if found[q, IN_X] < 0:
                 pack(
-                    X, S, g, taps, x, found[q, 0], found[q, 1], r0, r1, unfolded + q * panel_bytes,
-                    found[q, 2] * VECTOR_BYTES,
+                    X, S, g, taps, x, found[q, FIRST], found[q, LAST], r0, r1, unfolded + q * panel_bytes,
+                    found[q, VECTORS] * VECTOR_BYTES,
                 )  # fmt: skip
         for b in range(b0, b1):
             weights = a + b * a_block + r0 * a_step
             target = y + b * ROWS * g.ym * size(Y)
             rows = min(ROWS, g.M - b * ROWS)
             for q in range(found.shape[0]):
-                nv = found[q, 2]
+                nv = found[q, VECTORS]
                 panel, panel_row, keep = unfolded + q * panel_bytes, nv * VECTOR_BYTES, 0
-                if found[q, 3] >= 0 and (b == b0 or b1 - b0 <= FEW_BLOCKS):
+                if found[q, IN_X] >= 0 and (b == b0 or b1 - b0 <= FEW_BLOCKS):
                     keep = 0 if b1 - b0 <= FEW_BLOCKS else panel
-                    panel, panel_row = x + (found[q, 3] + r0 * g.xc) * size(X), g.xc * size(X)
+                    panel, panel_row = x + (found[q, IN_X] + r0 * g.xc) * size(X), g.xc * size(X)
                 # With one block of rows the sums leave at once, and one tile's place serves all.
                 c = sums + ((b - b0) * found.shape[0] + q if K > BLOCK else 0) * ROWS * NV * VECTOR_BYTES
                 out, out_row = c, nv * VECTOR_BYTES
-                inside = r1 == K and found[q, 4] >= 0 and rows == ROWS and code <= 1
+                inside = r1 == K and found[q, IN_Y] >= 0 and rows == ROWS and code <= 1
                 if inside:
-                    out, out_row = target + found[q, 4] * size(Y), g.ym * size(Y)
+                    out, out_row = target + found[q, IN_Y] * size(Y), g.ym * size(Y)
                 multiply(
                     S, nv, r0 == 0, r1 == K, code, r1 - r0, weights, a_step, a_row, weights + a_block,
                     panel, panel_row, keep, c, nv * VECTOR_BYTES, bias + b * ROWS * size(S), out, out_row,
                 )  # fmt: skip
                 if r1 == K and not inside:
-                    deliver(S, Y, g, code, c, nv * VECTOR_BYTES, rows, target, found[q, 0], found[q, 1])
+                    deliver(S, Y, g, code, c, nv * VECTOR_BYTES, rows, target, found[q, FIRST], found[q, LAST])
 
 
 @njit(parallel=True, nogil=True)

@@ -8,30 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
+from fastconv.backends import forms
 from fastconv.backends.cpu.workspace import Scratch, scratch, threads
 
-FORMS = 64  # kept of a launch; a program that passes ever new strides starts again
-Call = Callable[..., None]
+Call = forms.Call
 
 
 def by_form(bind: Callable[..., Call]) -> Call:
-    """``run(*arrays)``: what `bind` makes for arrays of their form is called with them."""
-    known: dict[Any, Call] = {}
-
-    def run(*arrays: np.ndarray | None) -> None:
-        form = (threads(), *[None if array is None else (array.strides, array.dtype) for array in arrays])
-        call = known.get(form)
-        if call is None:
-            if len(known) >= FORMS:
-                known.clear()
-            call = known[form] = bind(*arrays)
-        call(*arrays)
-
-    return run
+    """`forms.by_form`, where the number of threads belongs to the form: the work is cut for it."""
+    return forms.by_form(bind, threads)
 
 
 def address(array: np.ndarray) -> int:
@@ -46,6 +35,13 @@ def _address_of() -> Callable[[np.ndarray], int]:
     from fastconv.kernels.numba_cpu import memory
 
     return HostKernel(memory.address_of).entry(memory.array_type)
+
+
+class Place(NamedTuple):
+    """An address, and what keeps the memory there: to be held until the kernel returns."""
+
+    address: int
+    memory: Scratch | None = None
 
 
 class Filters(NamedTuple):
@@ -68,15 +64,14 @@ class Filters(NamedTuple):
         self.pack(address(w) + self.first, new.address)
         return new
 
-    def held(self, w: np.ndarray, kept: Scratch | None) -> int:
-        """The address the kernel reads from: `kept`, w itself, or scratch memory that the next chunk overwrites."""
-        if kept is not None:
-            return kept.address
-        if self.pack is None:
-            return address(w)
-        new = scratch(self.nbytes, "weights")
-        self.pack(address(w) + self.first, new.address)
-        return new.address
+    def place(self, w: np.ndarray, kept: Scratch | None) -> Place:
+        """Where the kernel reads: `kept`, w itself, or scratch memory that the next chunk overwrites."""
+        if kept is None:
+            if self.pack is None:
+                return Place(address(w))
+            kept = scratch(self.nbytes, "weights")
+            self.pack(address(w) + self.first, kept.address)
+        return Place(kept.address, kept)
 
 
 def padded_bias(bias: np.ndarray | None, groups: int, channels: int, padded: int, dtype: np.dtype) -> np.ndarray:

@@ -260,11 +260,11 @@ def _bind_pass(
 
     def call(y: np.ndarray, x: np.ndarray, w: np.ndarray, bias: np.ndarray | None) -> None:
         for filters, own, first, G, rows, padded, x_offset, y_offset, geometry, tasks, nbytes in calls:
-            a = filters.held(w, own)
+            weights = filters.place(w, own)
             biases = padded_bias(bias if bias is None else bias[first : first + G * rows], G, rows, padded, dtype)
             work = scratch(count * nbytes)
             gemm.gather(
-                *types, geometry, taps, address(x) + x_offset, a, *filters.steps, address(biases), code,
+                *types, geometry, taps, address(x) + x_offset, weights.address, *filters.steps, address(biases), code,
                 address(y) + y_offset, *tasks, work.address, nbytes,
             )  # fmt: skip
 

@@ -133,13 +133,13 @@ def bind_pass(
 
     def call(y: np.ndarray, x: np.ndarray, w: np.ndarray, bias: np.ndarray | None) -> None:
         for filters, own, first, G, channels, padded, x_offset, y_offset, y_row, geometry, tasks, nbytes in calls:
-            a = filters.held(w, own)
+            weights = filters.place(w, own)
             own_bias = bias if bias is None else bias[first : first + G * channels]
             biases = padded_bias(own_bias, G, channels, padded, dtype)
             work = scratch(count * nbytes)
             kernel.gather_last(
-                *types, geometry, taps, run, address(x) + x_offset, x_row * x.itemsize, a, address(biases), code,
-                address(y) + y_offset, y_row, *tasks, work.address, nbytes,
+                *types, geometry, taps, run, address(x) + x_offset, x_row * x.itemsize, weights.address,
+                address(biases), code, address(y) + y_offset, y_row, *tasks, work.address, nbytes,
             )  # fmt: skip
 
     return call

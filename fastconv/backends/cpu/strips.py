@@ -76,9 +76,10 @@ def kernels() -> SimpleNamespace:
 
 def tiles(results: int) -> list[Any]:
     """The register tiles for that many results of a group, the widest first; all are of the same rows."""
-    from fastconv.kernels.numba_cpu import simd, strips
+    from fastconv.kernels.numba_cpu import simd
+    from fastconv.kernels.numba_cpu.strips_vectors import TILES
 
-    tiles: list[Any] = strips.TILES.get(results) or strips.TILES[simd.ROWS]
+    tiles: list[Any] = TILES.get(results) or TILES[simd.ROWS]
     return tiles
 
 
@@ -195,12 +196,12 @@ def plan(op: str, problem: ConvProblem, why: str, otherwise: Call, kept: Scratch
         filters = lay(w)
 
         def call(y: np.ndarray, x: np.ndarray, w: np.ndarray, bias: np.ndarray | None) -> None:
-            a = filters.held(w, kept)
+            weights = filters.place(w, kept)
             biases = padded_bias(bias, G, M, padded, dtype)
             work = scratch(count * nbytes)
             kernel.gather(
-                tile, *types, k, turned, straight, t.phases, places, passes, address(x), a, *filters.steps,
-                address(biases), code, address(y), work.address, nbytes,
+                tile, *types, k, turned, straight, t.phases, places, passes, address(x), weights.address,
+                *filters.steps, address(biases), code, address(y), work.address, nbytes,
             )  # fmt: skip
 
         return call

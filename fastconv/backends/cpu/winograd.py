@@ -225,8 +225,9 @@ class _Call:
     def transform(self, w: np.ndarray, group: int, u: Scratch) -> None:
         """The whole of U of a group."""
         nbytes = self.room.total
-        packed = scratch(self.count * nbytes).address + self.room.packed
+        work = scratch(self.count * nbytes)  # until the kernel returns
         source = address(w) + self.first + group * self.filters
+        packed = work.address + self.room.packed
         kernels().filters(self.form, self.geometry, source, u.address, self.config.panels, packed, nbytes)
 
     def transformed(self, w: np.ndarray) -> Kept:

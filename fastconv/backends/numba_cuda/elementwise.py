@@ -7,12 +7,12 @@ from collections.abc import Callable
 from typing import Any
 
 from fastconv.backends.base import Launch
+from fastconv.backends.forms import by_form
 from fastconv.backends.numba_cuda.launcher import (
     THREADS,
     Call,
     Grid,
     Ints,
-    by_form,
     channels_last,
     dtype_name,
     lifted,

@@ -21,7 +21,6 @@ from fastconv.backends.numba_cuda.simulator import Memory, running, simulated
 Ints = tuple[int, ...]
 THREADS = 4 if simulated() else 256  # of a block in kernels that any number suits; the simulator's are slow to start
 BLOCKS = 1 if simulated() else 2**16  # at most, in kernels whose threads take every gridsize-th result
-FORMS = 64  # of arrays that a launch remembers
 
 
 class Grid(NamedTuple):
@@ -91,22 +90,6 @@ def to_host(array: Any) -> np.ndarray:
         return array
     values: np.ndarray = array.get() if hasattr(array, "get") else array.copy_to_host()
     return values
-
-
-def by_form(prepare: Callable[..., Callable[..., None]]) -> Callable[..., None]:
-    """What `prepare` makes for given arrays, made once for each combination of their dtypes and strides."""
-    known: dict[Any, Callable[..., None]] = {}
-
-    def run(*arrays: Any) -> None:
-        form = tuple([None if array is None else (array.dtype, array.strides) for array in arrays])
-        call = known.get(form)
-        if call is None:
-            if len(known) >= FORMS:
-                known.clear()
-            call = known[form] = prepare(*arrays)
-        call(*arrays)
-
-    return run
 
 
 # ---------------------------------------------------------------- launches

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 from fastconv.backends.base import Launch
+from fastconv.backends.forms import by_form
 from fastconv.backends.numba_cuda.launcher import (
     THREADS,
     Call,
     Grid,
     Ints,
-    by_form,
     channels_last,
     dtype_name,
     lifted,

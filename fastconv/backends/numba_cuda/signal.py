@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from fastconv.backends.base import Launch
-from fastconv.backends.numba_cuda.launcher import Call, Ints, by_form, over, steps
+from fastconv.backends.forms import by_form
+from fastconv.backends.numba_cuda.launcher import Call, Ints, over, steps
 from fastconv.kernels.numba_cuda import correlate
 from fastconv.kernels.numba_cuda.memory import computed
 from fastconv.problem import SignalProblem
