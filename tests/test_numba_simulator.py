@@ -35,8 +35,7 @@ SELECTIONS = {
     "lp_pool": ("test_exact.py", f"test_lp_pool and ({WINDOWS}) and (3.0 or 0.5) and not float16"),
     "max_unpool": ("test_exact.py", "test_max_unpool"),
     "adjoint": ("test_adjoint.py", f"(vjp or pool) and not ({SLOW}) or test_signal and (2d_row or 3d or 0d)"),
-    # A bad weight is left out: this backend's dgrad multiplies it with the zeros beyond dy, see docs/backends.md.
-    "nonfinite": ("test_nonfinite.py", f"not ({SLOW}) and not wgrad and not bad_weight"),
+    "nonfinite": ("test_nonfinite.py", f"not ({SLOW}) and not wgrad"),
     "signal": (
         "test_signal.py",
         "test_direct and (2d_larger or 4d) or integers and direct or bools and direct or lists or test_out"

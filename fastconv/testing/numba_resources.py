@@ -98,6 +98,8 @@ def of_conv(dtype: str, x: str, acc: Any) -> Iterator[Instance]:
     activation = None if dtype == "int32" else "silu"
     key = (*three, bias, acc, activation)
     yield Instance(conv_direct.gather, key, (operands, *numbers), THREADS)
+    if dtype != "int32":
+        yield Instance(conv_direct.gather, (*key, True), (operands, *numbers), THREADS)
     yield Instance(conv_direct.wgrad, (*three, acc), (three, (37,)), THREADS)
     plane = Grid(1, conv.PLANE.threads)
     yield Instance(conv_depthwise.gather, (*key, conv.PLANE), (operands, *numbers), plane)

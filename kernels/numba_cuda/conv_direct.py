@@ -27,9 +27,14 @@ from fastconv.kernels.numba_cuda.memory import place, reader, writer
 from fastconv.kernels.numba_cuda.target import cuda
 
 
-def gather(y: str, x: str, w: str, bias: str | None, acc: Any, activation: str | None) -> Any:
-    """The kernel for operands of these dtypes."""
+def gather(y: str, x: str, w: str, bias: str | None, acc: Any, activation: str | None, only_nan: bool = False) -> Any:
+    """The kernel for operands of these dtypes.
+
+    With `only_nan` it computes again what is NaN in y: kernels that multiply a bad weight by the zeros around x leave
+    a NaN where the definition, which has no product there, has none.
+    """
     read_x, read_w, read_bias, write = reader(x, acc), reader(w, acc), reader(bias or y, acc), writer(y)
+    read_y = reader(y, acc)
     biased, activate = bias is not None, activation_of(activation, acc)
 
     @cuda.jit
@@ -41,6 +46,11 @@ def gather(y: str, x: str, w: str, bias: str | None, acc: Any, activation: str |
         ) = geometry  # fmt: skip
         for index in range(cuda.grid(1), N * G * M * Z * P * Q, cuda.gridsize(1)):
             n, k, z, p, q = place(index, G * M, Z, P, Q, channels_last)
+            target = y0 + n * yn + k * yk + z * yz + p * yp + q * yq
+            if only_nan:
+                before = read_y(y[target])
+                if before == before:
+                    continue
             g, m = k // M, k % M
             total = acc(0)
             for t in range(T):
@@ -61,7 +71,7 @@ def gather(y: str, x: str, w: str, bias: str | None, acc: Any, activation: str |
                             total += read_x(x[source + c * xc]) * read_w(w[weight + c * wc])
             if biased:
                 total += read_bias(bias[k * bias_step])
-            y[y0 + n * yn + k * yk + z * yz + p * yp + q * yq] = write(activate(total))
+            y[target] = write(activate(total))
 
     return conv_direct_gather
 

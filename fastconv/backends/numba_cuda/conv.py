@@ -15,11 +15,11 @@ import numpy as np
 
 from fastconv import tuning
 from fastconv.backends.base import Launch
+from fastconv.backends.forms import by_form
 from fastconv.backends.numba_cuda.launcher import (
     Call,
     Grid,
     Ints,
-    by_form,
     channels_last,
     dtype_name,
     lifted,
@@ -152,14 +152,20 @@ def gather(algorithm: str, op: str, problem: ConvProblem) -> tuple[Run, dict[str
     acc, activation = computed(problem.dtype), problem.activation
     M = (problem.K if is_forward else problem.C) // problem.groups
     launches = [GRIDS[algorithm](problem, M, axes) for axes in passes]
+    mended = [
+        not is_forward and algorithm != "direct" and problem.dtype != "int32" and any(a.leaves_source for a in axes)
+        for axes in passes
+    ]
 
     def prepare(y: Any, x: Any, w: Any, bias: Any) -> Run:
         dtypes = dtype_name(y), dtype_name(x), dtype_name(w), None if bias is None else dtype_name(bias)
         calls = []
-        for axes, (grid, constants) in zip(passes, launches, strict=True):
-            key = (*dtypes, acc, activation, *constants)
+        for axes, (grid, constants), mend in zip(passes, launches, mended, strict=True):
+            key = (*dtypes, acc, activation)
             geometry = gather_geometry(problem, axes, is_forward, y, x, w, bias)
-            calls.append(Call(GATHERS[algorithm], key, grid, dtypes, geometry))
+            calls.append(Call(GATHERS[algorithm], (*key, *constants), grid, dtypes, geometry))
+            if mend:  # the zeros beyond dy are no part of dgrad's sums
+                calls.append(Call(conv_direct.gather, (*key, True), direct_grid(problem, M, axes)[0], dtypes, geometry))
 
         def run(y: Any, x: Any, w: Any, bias: Any) -> None:
             for call in calls:
@@ -169,7 +175,8 @@ def gather(algorithm: str, op: str, problem: ConvProblem) -> tuple[Run, dict[str
 
     grid, constants = launches[0]
     shown = constants[0]._asdict() if constants else {}
-    return by_form(prepare), {"launches": len(passes), "blocks": grid.blocks, "threads": grid.threads, **shown}
+    count = len(passes) + sum(mended)
+    return by_form(prepare), {"launches": count, "blocks": grid.blocks, "threads": grid.threads, **shown}
 
 
 def nothing(*arrays: Any) -> None:

@@ -30,6 +30,12 @@ class Axis(NamedTuple):
     residue: int = 0
     spread: int = 1
 
+    @property
+    def leaves_source(self) -> bool:
+        """Whether some result meets no source cell at some tap."""
+        ends = [o * self.step + self.start + t * self.reach for o in (0, self.results - 1) for t in (0, self.taps - 1)]
+        return self.taps > 0 and (min(ends) < 0 or max(ends) >= self.source)
+
 
 UNIT = Axis(1, 1, 1, 1, 0, 1)
 
