@@ -19,11 +19,14 @@ from numba import get_thread_id, njit, prange
 from numba.extending import overload
 
 from fastconv.kernels.numba_cpu.elementwise import sum_run
-from fastconv.kernels.numba_cpu.memory import STORAGE, load, size, store
-from fastconv.kernels.numba_cpu.pool import MAX, SUM, fill, lowest, number
+from fastconv.kernels.numba_cpu.memory import load, size, store
+from fastconv.kernels.numba_cpu.pool import MAX, SUM, Kind, fill, lowest, number
 from fastconv.kernels.numba_cpu.pool_vectors import (
-    between,
+    after,
+    copy_over,
     evens,
+    first_lanes,
+    give_indices,
     give_lanes,
     give_numbers,
     join,
@@ -32,6 +35,7 @@ from fastconv.kernels.numba_cpu.pool_vectors import (
     nothing,
     odds,
     over,
+    part,
     plus,
     same,
     splat,
@@ -39,8 +43,6 @@ from fastconv.kernels.numba_cpu.pool_vectors import (
     whole,
 )
 from fastconv.kernels.numba_cpu.simd import width
-
-INDEX = STORAGE["int64"]
 
 
 @njit(nogil=True, error_model="numpy")
@@ -61,6 +63,12 @@ def geometry(g):
 
 
 @njit(nogil=True, error_model="numpy")
+def layout_of(g):
+    """The rows of the array g as tuples, the lengths last."""
+    return row_of(g, 0), row_of(g, 1), row_of(g, 2), row_of(g, 3), row_of(g, 4), row_of(g, 5), row_of(g, 6)
+
+
+@njit(nogil=True, error_model="numpy")
 def met(g, low, high):
     """The rows of x along A that outputs [low, high) meet."""
     first = low * g[2][0] - g[4][0]
@@ -68,174 +76,149 @@ def met(g, low, high):
     return max(first, 0), min(last, g[0][0])
 
 
+# ---------------------------------------------------------------- lines: padded rows in scratch
+
+
 @njit(nogil=True, error_model="numpy")
-def bring(X, S, g, x, base, first, last, scratch):
-    """(address of row 0, bytes between rows along A and B) of rows [first, last): those of x, or copies."""
-    if same(X, S) and x[5] == 1:
-        return x[0] + base * size(S), x[3] * size(S), x[4] * size(S)
-    row, target = g[0][2] * size(S), scratch
+def lines_as_plane(S, g, lines, top):
+    """(address of row 0, bytes between rows along A and B) of lines that begin with row `top` along A."""
+    pitch = g[6][0] * size(S)
+    return lines + g[6][1] * size(S) - top * g[0][1] * pitch, g[0][1] * pitch, pitch
+
+
+@njit(nogil=True, error_model="numpy")
+def spread(S, vector, address, count):
+    """A vector over and over, until `count` elements are written."""
+    for done in range(0, count, width(S)):
+        keep(vector, address + done * size(S))
+
+
+@njit(nogil=True, error_model="numpy", forceinline=True)
+def rows_at(plane, steps, table_a, a, table_b, b):
+    """The rows of a plane that output row (a, b) meets.
+
+    (address of the first, how many along A, bytes between them, how many along B, bytes between them)
+    """
+    corner = plane[0] + table_a[a, 0] * plane[1] + table_b[b, 0] * plane[2]
+    return corner, table_a[a, 1], steps[0] * plane[1], table_b[b, 1], steps[1] * plane[2]
+
+
+@njit(nogil=True, error_model="numpy")
+def copy_lines(X, S, g, x, base, first, last, beyond, lines):
+    """The rows [first, last) of x along A, each on a line of its own."""
+    n, pitch = g[0][2], g[6][0] * size(S)
+    target = lines + g[6][1] * size(S)
     for a in range(first, last):
         for b in range(g[0][1]):
             at = base + a * x[3] + b * x[4]
-            for w in range(g[0][2]):
-                store(S, target, w, load(X, x[0], at + w * x[5]))
-            target += row
-    return scratch - first * g[0][1] * row, g[0][1] * row, row
+            if same(X, S) and x[5] == 1:
+                copy_over(S, x[0] + at * size(S), n, target, beyond)
+            else:
+                for w in range(n):
+                    store(S, target, w, load(X, x[0], at + w * x[5]))
+            target += pitch
 
 
 @njit(nogil=True, error_model="numpy", forceinline=True)
-def list_rows(ksizes, steps, plane, table_a, a, table_b, b, rows):
-    """Write the addresses of the rows of x that output row (a, b) meets, and the number of the first tap of each.
+def some(S, address, count):
+    """A vector of which only the first `count` lanes are needed, if it has as many."""
+    return whole(S, address) if count >= width(S) else part(S, address, count)
 
-    Gives how many rows they are, and the highest of their addresses.
-    """
-    corner = plane[0] + table_a[a, 0] * plane[1] + table_b[b, 0] * plane[2]
-    count, highest = 0, np.int64(0)
-    for i in range(table_a[a, 1]):
-        for j in range(table_b[b, 1]):
-            row = corner + i * steps[0] * plane[1] + j * steps[1] * plane[2]
-            highest = max(highest, row)
-            store(INDEX, rows, 2 * count, row)
-            tap = ((table_a[a, 2] + i) * ksizes[1] + table_b[b, 2] + j) * ksizes[2]
-            store(INDEX, rows, 2 * count + 1, tap)
-            count += 1
-    return count, highest
+
+@njit(nogil=True, error_model="numpy", forceinline=True)
+def fold_down(kind, S, cell, step, ksize, count):
+    """A vector folded over `ksize` rows, `step` bytes apart."""
+    total = join(kind, some(S, cell, count), some(S, cell + step, count))
+    if ksize == 3:
+        return join(kind, total, some(S, cell + 2 * step, count))
+    for i in range(2, ksize):
+        total = join(kind, total, some(S, cell + i * step, count))
+    return total
 
 
 @njit(nogil=True, error_model="numpy")
-def end_of(S, sizes, plane):
-    """The address past the last cell of a plane."""
-    return plane[0] + max(0, (sizes[0] - 1) * plane[1]) + max(0, (sizes[1] - 1) * plane[2]) + sizes[2] * size(S)
+def fold_inside(kind, S, row, step, stride, ksize, outs, n, beyond, line, pitch):
+    """Per output row the fold of `ksize` rows of n cells on a line.
 
-
-@njit(nogil=True, error_model="numpy", forceinline=True)
-def seen(S, first, count, g, highest, end):
-    """How many cells of a row a vector of outputs may read, of which `count` are used and the first begins at `first`.
-
-    Where no window in use passes the row's end, all up to the plane's end: what else is read goes to no output.
+    In bytes, the rows of a window lie `step` apart, windows `stride`, and lines `pitch`.
     """
-    n = g[0][2]
-    last = first + (min(count, width(S)) - 1) * g[2][2] + (g[5][2] - 1) * g[3][2]
-    return (end - highest) // size(S) if last < n else n
+    lanes, rest = width(S), n % width(S)
+    for _ in range(outs):
+        cell, target = row, line
+        for _ in range(n // lanes):
+            keep(fold_down(kind, S, cell, step, ksize, lanes), target)
+            cell, target = cell + lanes * size(S), target + lanes * size(S)
+        if rest:
+            keep(first_lanes(fold_down(kind, S, cell, step, ksize, rest), rest, beyond), target)
+        row, line = row + stride, line + pitch
 
 
-# ---------------------------------------------------------------- cells of a row
+@njit(nogil=True, error_model="numpy")
+def fold_rows(kind, S, rows, n, beyond, line):
+    """The fold of all rows of a window on a line."""
+    for done in range(0, n, width(S)):
+        total = beyond
+        for i in range(rows[1]):
+            for j in range(rows[3]):
+                cell = rows[0] + i * rows[2] + j * rows[4] + done * size(S)
+                total = join(kind, total, some(S, cell, n - done))
+        keep(first_lanes(total, n - done, beyond), line + done * size(S))
+
+
+@njit(nogil=True, error_model="numpy")
+def inside(g, table_a):
+    """The rows [first, last) of outputs along A whose windows lie in x, where rows fold one after the other."""
+    first, last = g[1][0], 0
+    if g[1][1] == 1 and g[5][1] == 1 and g[5][0] > 1:
+        for a in range(g[1][0]):
+            if table_a[a, 1] == g[5][0]:
+                first, last = min(first, a), a + 1
+    return first, last
 
 
 @njit(nogil=True, error_model="numpy", forceinline=True)
-def cells(S, stride, row, at, n, beyond, line):
-    """The cells at, at + stride, ... of a row of n, and `beyond` outside; `line` is scratch for strides above 2."""
-    lanes, step = width(S), width(S) * size(S)
-    start = row + at * size(S)
+def fold_lines(kind, S, g, plane, low, high, within, table_a, table_b, beyond, lines):
+    """For each row of outputs [low, high), a line of the rows that its windows meet, folded."""
+    n, pitch, ksize = g[0][2], g[6][0] * size(S), g[5][0]
+    line, first, last = lines + g[6][1] * size(S), max(low, within[0]), min(high, within[1])
+    if first < last:
+        row = plane[0] + (first * g[2][0] - g[4][0]) * plane[1] + table_b[0, 0] * plane[2]
+        target, step = line + (first - low) * pitch, g[3][0] * plane[1]
+        fold_inside(kind, S, row, step, g[2][0] * plane[1], ksize, last - first, n, beyond, target, pitch)
+    a = low
+    while a < high:
+        if first <= a < last:
+            a = last
+            continue
+        for b in range(g[1][1]):
+            rows = rows_at(plane, g[3], table_a, a, table_b, b)
+            fold_rows(kind, S, rows, n, beyond, line + ((a - low) * g[1][1] + b) * pitch)
+        a += 1
+
+
+@njit(nogil=True, error_model="numpy", forceinline=True)
+def cells(S, stride, cell, count, beyond, spare):
+    """The cells at an address and `stride` apart; `spare` is scratch for strides above 2."""
     if stride == 1:
-        return between(S, start, -at, n - at, beyond)
+        return whole(S, cell)
     if stride == 2:
-        return evens(
-            between(S, start, -at, n - at, beyond), between(S, start + step, -at - lanes, n - at - lanes, beyond)
-        )
-    keep(beyond, line)
-    for i in range(max(0, -(at // stride)), min(lanes, -((at - n) // stride))):
-        store(S, line, i, load(S, row, at + i * stride))
-    return whole(S, line)
-
-
-@njit(nogil=True, error_model="numpy", forceinline=True)
-def column(kind, S, stride, at, n, rows, count, line):
-    """`cells`, folded over the rows of a window."""
-    total = beyond = nothing(kind, S)
-    if stride == 1 and at >= 0 and at + width(S) <= n:
-        if count == 3:  # unrolled
-            for i in range(3):
-                total = join(kind, total, whole(S, load(INDEX, rows, 2 * i) + at * size(S)))
-            return total
-        for i in range(count):
-            total = join(kind, total, whole(S, load(INDEX, rows, 2 * i) + at * size(S)))
-    else:
-        for i in range(count):
-            total = join(kind, total, cells(S, stride, load(INDEX, rows, 2 * i), at, n, beyond, line))
-    return total
-
-
-@njit(nogil=True, error_model="numpy", forceinline=True)
-def columns(kind, S, at, n, rows, count):
-    """Two vectors that lie side by side, folded over the rows of a window."""
-    lanes, step = width(S), width(S) * size(S)
-    total0 = total1 = beyond = nothing(kind, S)
-    if at >= 0 and at + 2 * lanes <= n:
-        if count == 2 or count == 3:  # unrolled
-            for i in range(2):
-                cell = load(INDEX, rows, 2 * i) + at * size(S)
-                total0, total1 = join(kind, total0, whole(S, cell)), join(kind, total1, whole(S, cell + step))
-            if count == 3:
-                cell = load(INDEX, rows, 4) + at * size(S)
-                total0, total1 = join(kind, total0, whole(S, cell)), join(kind, total1, whole(S, cell + step))
-            return total0, total1
-        for i in range(count):
-            cell = load(INDEX, rows, 2 * i) + at * size(S)
-            total0, total1 = join(kind, total0, whole(S, cell)), join(kind, total1, whole(S, cell + step))
-    else:
-        for i in range(count):
-            cell = load(INDEX, rows, 2 * i) + at * size(S)
-            total0 = join(kind, total0, between(S, cell, -at, n - at, beyond))
-            total1 = join(kind, total1, between(S, cell + step, -at - lanes, n - at - lanes, beyond))
-    return total0, total1
-
-
-@njit(nogil=True, error_model="numpy", forceinline=True)
-def fold_at(kind, S, first, n, stride, dilation, ksize, rows, count, line):
-    """A vector of outputs, whose first window begins at the cell `first`."""
-    total = nothing(kind, S)
-    if stride == 2 and dilation == 1:  # two taps share what they load
-        for t in range(0, ksize, 2):
-            a, b = columns(kind, S, first + t, n, rows, count)
-            total = join(kind, total, evens(a, b))
-            if t + 1 < ksize:
-                total = join(kind, total, odds(a, b))
-    else:
-        for t in range(ksize):
-            total = join(kind, total, column(kind, S, stride, first + t * dilation, n, rows, count, line))
-    return total
-
-
-@njit(nogil=True, error_model="numpy", forceinline=True)
-def meet(S, value, mine, best, tap):
-    """(best, tap) once `value`, of tap `mine`, has been compared."""
-    return newer(value, best, value, best), newer(value, best, splat(S, number(S, mine)), tap)
-
-
-@njit(nogil=True, error_model="numpy", forceinline=True)
-def find_at(S, first, n, stride, dilation, ksize, rows, count, skips, line):
-    """(the maxima of a vector of outputs, the numbers of their taps).
-
-    `skips` is what comes to the first tap of the first row where taps fall before x.
-    """
-    best = beyond = splat(S, lowest(S))
-    tap = plus(splat(S, number(S, load(INDEX, rows, 1))), skips)
-    for i in range(count):
-        row, mine = load(INDEX, rows, 2 * i), load(INDEX, rows, 2 * i + 1)
-        if stride == 2 and dilation == 1:
-            for t in range(0, ksize, 2):
-                a = cells(S, 1, row, first + t, n, beyond, line)
-                b = cells(S, 1, row, first + t + width(S), n, beyond, line)
-                best, tap = meet(S, evens(a, b), mine + t, best, tap)
-                if t + 1 < ksize:
-                    best, tap = meet(S, odds(a, b), mine + t + 1, best, tap)
-        else:
-            for t in range(ksize):
-                value = cells(S, stride, row, first + t * dilation, n, beyond, line)
-                best, tap = meet(S, value, mine + t, best, tap)
-    return best, tap
-
-
-@njit(nogil=True, error_model="numpy")
-def skip_taps(S, g, skips):
-    """How many taps of each output of a row fall before x."""
-    strides, dilations, lows = g[2], g[3], g[4]
-    for w in range(g[1][2]):
-        store(S, skips, w, number(S, max(0, -((w * strides[2] - lows[2]) // dilations[2]))))
+        return evens(whole(S, cell), whole(S, cell + width(S) * size(S)))
+    keep(beyond, spare)
+    for i in range(min(count, width(S))):
+        store(S, spare, i, load(S, cell, i * stride))
+    return whole(S, spare)
 
 
 # ---------------------------------------------------------------- forward
+
+#: Windows of 2 or 3 adjacent cells along W that step by 2, and all others.
+TWO, THREE, ANY = map(Kind, ("2", "3", "any"))
+
+
+@njit(nogil=True, error_model="numpy")
+def pairs_of(g):
+    """The cells along W of a window that has a form of its own, else 0."""
+    return g[5][2] if g[2][2] == 2 and g[3][2] == 1 and 2 <= g[5][2] <= 3 else 0
 
 
 def settle(kind, S, total, by, along_w):
@@ -251,102 +234,241 @@ def _settle(kind, S, total, by, along_w):
 
 
 @njit(nogil=True, error_model="numpy", forceinline=True)
-def put(S, Y, value, y, at, stride, low, high, line):
-    """The lanes [low, high) of a vector, its first at element `at` of y and the others `stride` apart."""
+def put(S, Y, value, y, at, stride, count, spare):
+    """The first `count` lanes of a vector at element `at` of y and on, `stride` apart."""
     if same(Y, S) and stride == 1:
-        give_lanes(value, y + at * size(S), low, high)
+        give_lanes(value, y + at * size(S), 0, count)
         return
-    keep(value, line)
-    for i in range(max(low, 0), min(high, width(S))):
-        store(Y, y, at + i * stride, load(S, line, i))
+    keep(value, spare)
+    for i in range(min(count, width(S))):
+        store(Y, y, at + i * stride, load(S, spare, i))
+
+
+def fold_window(form, kind, S, g, cell, count, beyond, spare):
+    """A vector of outputs, `count` of them in use, from the line of their rows; `cell` is where the first begins."""
+    raise NotImplementedError("only inside kernels")
+
+
+@overload(fold_window)
+def _fold_window(form, kind, S, g, cell, count, beyond, spare):
+    if form.kind == "any":
+        return _fold_any
+    ksize = int(form.kind)
+
+    def fold_pairs(form, kind, S, g, cell, count, beyond, spare):
+        step = width(S) * size(S)
+        a, b = whole(S, cell), whole(S, cell + step)
+        first = evens(a, b)
+        total = join(kind, first, odds(a, b))
+        return join(kind, total, after(first, whole(S, cell + 2 * step))) if ksize == 3 else total
+
+    return fold_pairs
+
+
+def _fold_any(form, kind, S, g, cell, count, beyond, spare):
+    total = beyond
+    for t in range(g[5][2]):
+        total = join(kind, total, cells(S, g[2][2], cell + t * g[3][2] * size(S), count, beyond, spare))
+    return total
+
+
+@njit(nogil=True, error_model="numpy")
+def put_lines(form, kind, S, Y, g, line, low, high, y, base, divisors, along_w, beyond, spare):
+    """The rows of outputs [low, high), each from its line."""
+    outs, step, pitch = g[1], width(S) * size(S), g[6][0] * size(S)
+    for a in range(low, high):
+        for b in range(outs[1]):
+            by, at, cell = divisors[0][a] * divisors[1][b], base + a * y[3] + b * y[4], line
+            for w in range(0, outs[2], width(S)):
+                total = fold_window(form, kind, S, g, cell, outs[2] - w, beyond, spare)
+                total = settle(kind, S, total, by, along_w + w * size(S))
+                put(S, Y, total, y[0], at + w * y[5], y[5], outs[2] - w, spare)
+                cell += g[2][2] * step
+            line += pitch
 
 
 @njit(nogil=True, error_model="numpy")
 def block_of(unit, rows, outs, C):
-    """(image, channel, first output row, past the last) of one block of one plane."""
+    """(image, channel, first output row) of one block of one plane."""
     blocks = -(-outs // rows)
-    plane, low = unit // blocks, unit % blocks * rows
-    return plane // C, plane % C, low, min(low + rows, outs)
+    plane = unit // blocks
+    return plane // C, plane % C, unit % blocks * rows
+
+
+@njit(nogil=True, error_model="numpy", forceinline=True)
+def block_after(block, rows, outs, C):
+    image, c, low = block
+    if low + rows < outs:
+        return image, c, low + rows
+    return (image, c + 1, 0) if c + 1 < C else (image + 1, 0, 0)
 
 
 @njit(nogil=True, error_model="numpy")
 def fold_task(kind, first, last, X, S, x, y, C, rows, layout, tables, divisors, scratch):
-    g, (table_a, table_b), (da, db, dw) = geometry(layout), tables, divisors
-    sizes, outs, strides, dilations, lows, ksizes = g
-    taken = scratch + room(S, width(S))
-    along_w = taken + room(INDEX, 2 * ksizes[0] * ksizes[1])
-    copies = along_w + room(S, outs[2])
+    g, (table_a, table_b), along = layout_of(layout), tables, divisors[2]
+    outs, beyond, pairs, within = g[1], nothing(kind, S), pairs_of(g), inside(g, table_a)
+    along_w = scratch + room(S, width(S))
+    lines = along_w + room(S, outs[2] + width(S))
+    copies = lines + room(S, rows * outs[1] * g[6][0])
     fill(S, along_w, outs[2] + width(S), number(S, 1))  # nothing slow in idle lanes
     for w in range(outs[2]):
-        store(S, along_w, w, number(S, dw[w]))
-    for unit in range(first, last):
-        image, c, low, high = block_of(unit, rows, outs[0], C)
-        top, bottom = met(g, low, high)
-        plane = bring(X, S, g, x, image * x[1] + c * x[2], top, bottom, copies)
-        end = end_of(S, sizes, plane)
-        for a in range(low, high):
-            for b in range(outs[1]):
-                count, highest = list_rows(ksizes, dilations, plane, table_a, a, table_b, b, taken)
-                by, at = da[a] * db[b], image * y[1] + c * y[2] + a * y[3] + b * y[4]
-                for w in range(0, outs[2], width(S)):
-                    cell = w * strides[2] - lows[2]
-                    n = seen(S, cell, outs[2] - w, g, highest, end)
-                    total = fold_at(kind, S, cell, n, strides[2], dilations[2], ksizes[2], taken, count, scratch)
-                    total = settle(kind, S, total, by, along_w + w * size(S))
-                    put(S, X, total, y[0], at + w * y[5], y[5], 0, outs[2] - w, scratch)
+        store(S, along_w, w, number(S, along[w]))
+    spread(S, beyond, lines, rows * outs[1] * g[6][0])
+    block = block_of(first, rows, outs[0], C)
+    for _ in range(first, last):
+        image, c, low = block
+        high = min(low + rows, outs[0])
+        block = block_after(block, rows, outs[0], C)
+        base = image * x[1] + c * x[2]
+        if same(X, S) and x[5] == 1:
+            plane = x[0] + base * size(S), x[3] * size(S), x[4] * size(S)
+        else:
+            top, bottom = met(g, low, high)
+            copy_lines(X, S, g, x, base, top, bottom, beyond, copies)
+            plane = lines_as_plane(S, g, copies, top)
+        fold_lines(kind, S, g, plane, low, high, within, table_a, table_b, beyond, lines)
+        cell = lines + (g[6][1] - g[4][2]) * size(S)
+        at = image * y[1] + c * y[2]
+        if pairs == 3:
+            put_lines(THREE, kind, S, X, g, cell, low, high, y, at, divisors, along_w, beyond, scratch)
+        elif pairs == 2:
+            put_lines(TWO, kind, S, X, g, cell, low, high, y, at, divisors, along_w, beyond, scratch)
+        else:
+            put_lines(ANY, kind, S, X, g, cell, low, high, y, at, divisors, along_w, beyond, scratch)
 
 
-def note(I, S, tap, places, at, w, count, start, stride, shifts, line):
+@njit(nogil=True, error_model="numpy", forceinline=True)
+def meet(S, value, mine, best, tap):
+    """(best, tap) once `value`, of tap `mine`, has been compared."""
+    return newer(value, best, value, best), newer(value, best, splat(S, number(S, mine)), tap)
+
+
+def find_window(form, S, g, rows, mine, by, count, beyond, skip, spare):
+    """(the maxima of a vector of outputs, the places of their taps), whose first window begins at `rows`.
+
+    The place of a tap is `mine` for the first one of the first row, and `by` more for each step along A, B and W;
+    `skip` comes to the first where taps fall before x.
+    """
+    raise NotImplementedError("only inside kernels")
+
+
+@overload(find_window)
+def _find_window(form, S, g, rows, mine, by, count, beyond, skip, spare):
+    if form.kind == "any":
+        return _find_any
+    ksize = int(form.kind)
+
+    def find_pairs(form, S, g, rows, mine, by, count, beyond, skip, spare):
+        step, best, tap = width(S) * size(S), beyond, plus(splat(S, number(S, mine)), skip)
+        for i in range(rows[1]):
+            for j in range(rows[3]):
+                cell, at = rows[0] + i * rows[2] + j * rows[4], mine + i * by[0] + j * by[1]
+                a, b = whole(S, cell), whole(S, cell + step)
+                first = evens(a, b)
+                best, tap = meet(S, first, at, best, tap)
+                best, tap = meet(S, odds(a, b), at + by[2], best, tap)
+                if ksize == 3:
+                    best, tap = meet(S, after(first, whole(S, cell + 2 * step)), at + 2 * by[2], best, tap)
+        return best, tap
+
+    return find_pairs
+
+
+def _find_any(form, S, g, rows, mine, by, count, beyond, skip, spare):
+    best, tap = beyond, plus(splat(S, number(S, mine)), skip)
+    for i in range(rows[1]):
+        for j in range(rows[3]):
+            cell, at = rows[0] + i * rows[2] + j * rows[4], mine + i * by[0] + j * by[1]
+            for t in range(g[5][2]):
+                value = cells(S, g[2][2], cell + t * g[3][2] * size(S), count, beyond, spare)
+                best, tap = meet(S, value, at + t * by[2], best, tap)
+    return best, tap
+
+
+def note(I, S, place, places, at, w, count, start, stride, spare):
     """Where `count` maxima of a row from the output w on are: the numbers of their taps in bytes, or their indices."""
     raise NotImplementedError("only inside kernels")
 
 
 @overload(note)
-def _note(I, S, tap, places, at, w, count, start, stride, shifts, line):
+def _note(I, S, place, places, at, w, count, start, stride, spare):
     return _note_taps if I.stored == "uint8" else _note_indices
 
 
-def _note_taps(I, S, tap, places, at, w, count, start, stride, shifts, line):
+def _note_taps(I, S, place, places, at, w, count, start, stride, spare):
     if places[5] == 1:
-        give_numbers(tap, places[0] + at + w, count)
+        give_numbers(place, places[0] + at + w, count)
         return
-    keep(tap, line)
+    keep(place, spare)
     for i in range(min(width(S), count)):
-        store(I, places[0], at + (w + i) * places[5], load(S, line, i))
+        store(I, places[0], at + (w + i) * places[5], load(S, spare, i))
 
 
-def _note_indices(I, S, tap, places, at, w, count, start, stride, shifts, line):
-    keep(tap, line)
+def _note_indices(I, S, place, places, at, w, count, start, stride, spare):
+    if places[5] == 1:
+        give_indices(place, places[0] + (at + w) * size(I), count, start + w * stride, stride)
+        return
+    keep(place, spare)
     for i in range(min(width(S), count)):  # the window's start may lie outside
-        shift = shifts[np.uint64(load(S, line, i))]
-        store(I, places[0], at + (w + i) * places[5], start + (w + i) * stride + shift)
+        store(I, places[0], at + (w + i) * places[5], start + (w + i) * stride + np.int64(load(S, spare, i)))
 
 
 @njit(nogil=True, error_model="numpy")
-def find_task(first, last, X, S, I, x, y, places, C, rows, layout, tables, shifts, scratch):
-    g, (table_a, table_b) = geometry(layout), tables
-    sizes, outs, strides, dilations, lows, ksizes = g
-    taken = scratch + room(S, width(S))
-    skips = taken + room(INDEX, 2 * ksizes[0] * ksizes[1])
-    copies = skips + room(S, outs[2])
-    skip_taps(S, g, skips)
-    for unit in range(first, last):
-        image, c, low, high = block_of(unit, rows, outs[0], C)
+def find_lines(form, S, X, I, g, plane, low, high, table_a, table_b, by, y, base, places, place, skips, beyond, spare):
+    """The rows of outputs [low, high) with their places."""
+    sizes, outs, strides, lows, step = g[0], g[1], g[2], g[4], width(S) * size(S)
+    for a in range(low, high):
+        for b in range(outs[1]):
+            start = ((a * strides[0] - lows[0]) * sizes[1] + b * strides[1] - lows[1]) * sizes[2] - lows[2]
+            mine = table_a[a, 2] * by[0] + table_b[b, 2] * by[1]
+            at, where = base + a * y[3] + b * y[4], place + a * places[3] + b * places[4]
+            corner, count_a, step_a, count_b, step_b = rows_at(plane, g[3], table_a, a, table_b, b)
+            corner -= lows[2] * size(S)
+            for w in range(0, outs[2], width(S)):
+                rows, skip = (corner, count_a, step_a, count_b, step_b), whole(S, skips + w * size(S))
+                best, tap = find_window(form, S, g, rows, mine, by, outs[2] - w, beyond, skip, spare)
+                put(S, X, best, y[0], at + w * y[5], y[5], outs[2] - w, spare)
+                note(I, S, tap, places, where, w, outs[2] - w, start, strides[2], spare)
+                corner += strides[2] * step
+
+
+@njit(nogil=True, error_model="numpy")
+def skip_taps(S, g, by, skips):
+    """What the taps that fall before x add to the place of each output of a row."""
+    strides, dilations, lows = g[2], g[3], g[4]
+    for w in range(g[1][2]):
+        store(S, skips, w, number(S, max(0, -((w * strides[2] - lows[2]) // dilations[2])) * by))
+
+
+@njit(nogil=True, error_model="numpy")
+def find_task(first, last, X, S, I, x, y, places, C, rows, layout, tables, by, scratch):
+    g, (table_a, table_b), beyond = layout_of(layout), tables, splat(S, lowest(S))
+    outs, pairs = g[1], pairs_of(g)
+    skips = scratch + room(S, width(S))
+    lines = skips + room(S, outs[2] + width(S))
+    skip_taps(S, g, by[2], skips)
+    spread(S, beyond, lines, g[6][2] * g[6][0])
+    block = block_of(first, rows, outs[0], C)
+    for _ in range(first, last):
+        image, c, low = block
+        high = min(low + rows, outs[0])
+        block = block_after(block, rows, outs[0], C)
         top, bottom = met(g, low, high)
-        plane = bring(X, S, g, x, image * x[1] + c * x[2], top, bottom, copies)
-        end = end_of(S, sizes, plane)
-        for a in range(low, high):
-            for b in range(outs[1]):
-                count, highest = list_rows(ksizes, dilations, plane, table_a, a, table_b, b, taken)
-                at = image * y[1] + c * y[2] + a * y[3] + b * y[4]
-                place = image * places[1] + c * places[2] + a * places[3] + b * places[4]
-                start = ((a * strides[0] - lows[0]) * sizes[1] + b * strides[1] - lows[1]) * sizes[2] - lows[2]
-                for w in range(0, outs[2], width(S)):
-                    cell, skip = w * strides[2] - lows[2], whole(S, skips + w * size(S))
-                    n = seen(S, cell, outs[2] - w, g, highest, end)
-                    best, tap = find_at(S, cell, n, strides[2], dilations[2], ksizes[2], taken, count, skip, scratch)
-                    put(S, X, best, y[0], at + w * y[5], y[5], 0, outs[2] - w, scratch)
-                    note(I, S, tap, places, place, w, outs[2] - w, start, strides[2], shifts, scratch)
+        copy_lines(X, S, g, x, image * x[1] + c * x[2], top, bottom, beyond, lines)
+        plane = lines_as_plane(S, g, lines, top)
+        at, place = image * y[1] + c * y[2], image * places[1] + c * places[2]
+        if pairs == 3:
+            find_lines(
+                THREE, S, X, I, g, plane, low, high, table_a, table_b, by, y, at, places, place, skips, beyond, scratch
+            )  # fmt: skip
+        elif pairs == 2:
+            find_lines(
+                TWO, S, X, I, g, plane, low, high, table_a, table_b, by, y, at, places, place, skips, beyond, scratch
+            )  # fmt: skip
+        else:
+            find_lines(
+                ANY, S, X, I, g, plane, low, high, table_a, table_b, by, y, at, places, place, skips, beyond, scratch
+            )  # fmt: skip
 
 
 # ---------------------------------------------------------------- entry points: `units` blocks, `run` to a task
@@ -367,10 +489,10 @@ def avg_fprop(tasks, units, run, X, S, x, y, C, rows, g, tables, divisors, work,
 
 
 @njit(parallel=True, nogil=True)
-def max_places(tasks, units, run, X, S, I, x, y, places, C, rows, g, tables, shifts, work, work_bytes):
+def max_places(tasks, units, run, X, S, I, x, y, places, C, rows, g, tables, by, work, work_bytes):
     for task in prange(tasks):
         scratch, last = work + get_thread_id() * work_bytes, min(task * run + run, units)
-        find_task(task * run, last, X, S, I, x, y, places, C, rows, g, tables, shifts, scratch)
+        find_task(task * run, last, X, S, I, x, y, places, C, rows, g, tables, by, scratch)
 
 
 @njit(parallel=True, nogil=True, error_model="numpy")

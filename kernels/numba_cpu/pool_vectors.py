@@ -80,6 +80,17 @@ def part_else(typing, storage, address, count, beyond):
 
 
 @intrinsic
+def first_lanes(typing, vector, count, beyond):
+    """The first `count` lanes, and those of another vector beyond them."""
+
+    def generate(context, builder, signature, args):
+        mask = _lanes_below(builder, args[1], vector.lanes)
+        return builder.select(mask, args[0], args[2])
+
+    return vector(vector, types.int64, vector), generate
+
+
+@intrinsic
 def _inside(typing, storage, address, low, high, beyond):
     vector = _vector(storage)
 
@@ -213,6 +224,25 @@ def give_numbers(vector, address, count):
         _keep_bytes(vector, address)
     else:
         _give_bytes(vector, address, count)
+
+
+@intrinsic
+def give_indices(typing, vector, address, count, start, stride):
+    """The first `count` lanes to memory as int64, `start` + lane * `stride` added."""
+
+    def generate(context, builder, signature, args):
+        value, address, count, start, stride = args
+        wide = ir.VectorType(ir.IntType(64), vector.lanes)
+        if isinstance(vector.element, types.Float):
+            value = builder.fptosi(value, ir.VectorType(ir.IntType(32), vector.lanes))
+        value = builder.sext(value, wide) if value.type != wide else value
+        lane = ir.Constant(wide, list(range(vector.lanes)))
+        place = builder.add(_splat(builder, start, wide), builder.mul(lane, _splat(builder, stride, wide)))
+        mask = _lanes_below(builder, count, vector.lanes)
+        _masked(builder, "store", address, wide, types.int64, mask, builder.add(value, place))
+        return context.get_dummy_value()
+
+    return types.void(vector, *(types.int64,) * 4), generate
 
 
 @intrinsic
@@ -375,6 +405,7 @@ def _shuffle(places):
 evens = _shuffle(lambda n: list(range(0, 2 * n, 2)))
 odds = _shuffle(lambda n: list(range(1, 2 * n, 2)))
 lower = _shuffle(lambda n: [i // 2 + n * (i % 2) for i in range(n)])
+after = _shuffle(lambda n: list(range(1, n + 1)))
 upper = _shuffle(lambda n: [(n + i) // 2 + n * (i % 2) for i in range(n)])
 
 

@@ -28,7 +28,8 @@ from fastconv.backends.cpu.pool_common import (
 from fastconv.backends.cpu.workspace import scratch, threads
 from fastconv.problem import Ints, PoolProblem, Window
 
-BLOCK_CELLS = 2**15  # of a block of one plane, padding counted
+BLOCK_CELLS = 2**15  # of a block of a gradient, padding counted
+BLOCK_BYTES = 2**15  # of the padded rows of a block: inside a core's first-level cache
 OVERRUN = 64  # elements that loops over vectors may run beyond a row
 
 
@@ -43,7 +44,6 @@ class Rows:
         self.lows, self.ksizes = lift([low for low, _ in window.pad], 0, unit), lift(window.ksize, 1, unit)
         self.extents = tuple((k - 1) * d + 1 for k, d in zip(self.ksizes, self.dilations, strict=True))
         self.item = 8 if problem.dtype in ("float64", "int64", "uint64", "uint32") else 4  # bytes, computed in
-        self.tap_offsets = np.indices(self.ksizes).reshape(3, -1).T * self.dilations
 
     def table(self, axis: int) -> Array:
         """Per output index along an axis: the first cell that its window meets, how many, and the tap of the first."""
@@ -64,13 +64,22 @@ class Forward(Rows):
 
     def __init__(self, problem: PoolProblem):
         super().__init__(problem)
-        row = self.sizes[1] * self.sizes[2]
-        self.rows = min(self.outs[0], max((BLOCK_CELLS // row - self.extents[0]) // self.strides[0] + 1, 1))
+        lanes = 64 // self.item  # at most
+        before = up(self.lows[2], lanes)
+        reach = up(self.outs[2], lanes) * self.strides[2] + self.extents[2] + 2 * lanes
+        line = before + up(max(reach, self.sizes[2] + lanes), lanes)
+        row = self.sizes[1] * line
+        fit = BLOCK_BYTES // (self.item * row)
+        self.rows = min(self.outs[0], max((fit - self.extents[0]) // self.strides[0] + 1, 1))
         self.blocks = -(-self.outs[0] // self.rows)
-        self.g, self.tables = self.geometry(), tuple(self.table(axis) for axis in range(2))
-        self.shifts = _flat(self.tap_offsets, self.sizes)
-        copied = min(self.sizes[0], (self.rows - 1) * self.strides[0] + self.extents[0]) * row
-        self.work_bytes = self.item * (copied + self.outs[2]) + 16 * self.ksizes[0] * self.ksizes[1] + 2048
+        met = min(self.sizes[0], (self.rows - 1) * self.strides[0] + self.extents[0])
+        self.g = self.geometry((line, before, met * self.sizes[1]))
+        self.tables = tuple(self.table(axis) for axis in range(2))
+        folded = self.rows * self.outs[1] * line
+        self.work_bytes = self.item * (met * row + folded + self.outs[2]) + 2048
+        self.by_taps = (self.ksizes[1] * self.ksizes[2], self.ksizes[2], 1)
+        cells = (self.sizes[1] * self.sizes[2], self.sizes[2], 1)
+        self.by_cells = tuple(d * n for d, n in zip(self.dilations, cells, strict=True))
 
 
 class Backward(Rows):
@@ -90,8 +99,9 @@ class Backward(Rows):
         self.work_bytes = self.item * (reach * across + 2 * y_row) + 16 * plain + 4096
 
 
-def _flat(places: Array, extents: Ints) -> Array:
-    return np.ascontiguousarray((places[:, 0] * extents[1] + places[:, 1]) * extents[2] + places[:, 2], np.int64)
+def up(n: int, to: int) -> int:
+    """The next multiple of `to`."""
+    return -(-n // to) * to
 
 
 def even_window(problem: PoolProblem) -> Window:
@@ -118,7 +128,7 @@ def rows(op: str, problem: PoolProblem, why: str) -> Launch:
 def row_forward(op: str, problem: PoolProblem, geometry: Any) -> Run:
     unit, g, rows, work_bytes = geometry.unit, geometry.g, geometry.rows, geometry.work_bytes
     tasks = split_of(problem.N * problem.C * geometry.blocks)
-    divisors, tables, shifts = divisors_of(problem, unit), geometry.tables, geometry.shifts
+    divisors, tables = divisors_of(problem, unit), geometry.tables
     C, X, S = problem.C, storage(problem.dtype), computed(dtype_of(problem.dtype))
 
     def run(y: Array, *operands: Array) -> None:
@@ -130,7 +140,8 @@ def row_forward(op: str, problem: PoolProblem, geometry: Any) -> Run:
         work = held.address
         if op in ("maxpool_indices", "maxpool_places"):
             places, I = operand(operands[0], unit), storage(operands[0].dtype)
-            module.max_places(*tasks, X, S, I, xs, ys, places, C, rows, g, tables, shifts, work, work_bytes)
+            by = geometry.by_taps if I is storage("uint8") else geometry.by_cells
+            module.max_places(*tasks, X, S, I, xs, ys, places, C, rows, g, tables, by, work, work_bytes)
         elif op == "maxpool_fprop":
             module.max_fprop(*tasks, X, S, xs, ys, C, rows, g, tables, divisors, work, work_bytes)
         else:
