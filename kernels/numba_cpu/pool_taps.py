@@ -1,127 +1,23 @@
-"""The gradient of max pooling in planes of pixels, along the tap numbers that the forward pass kept.
+"""The gradient of max pooling in planes of pixels, output by output along the tap numbers that the forward pass kept.
 
 dx[n, c, start[p] + cell of tap places[n, c, p]] += dy[n, c, p]
 
-A task is a run of blocks, `rows` rows of dx along A of one plane; nothing is shared, and every cell has one order of
-sums. Taps are numbered in `frame`.
-
-gather_taps   dense windows that step by 1 or 2 along W, rows of adjacent values as they are computed in: vectors of
-              cells of dx. `reach` holds per axis and cell the first output that meets it, how many do, and by which
-              tap the first does. Steps of 2 give even and odd taps to even and odd places of a row.
-scatter_taps  every other: a block of zeros, to which the outputs that reach it add theirs. `starts` holds per axis
-              where the windows begin, padding counted; taps lie `steps` apart. Workspace per thread: what each tap
-              adds to an offset and to a row, and the block in the type computed in, where dx does not hold that.
+For every window and all memory. A task is a run of blocks, `rows` rows of dx along A of one plane; nothing is shared,
+and every cell has one order of sums. A block begins with zeros, to which the outputs that reach it add theirs. Taps
+are numbered in `frame` and lie `steps` apart; `starts` holds per axis where the windows begin, padding counted.
+Workspace per thread: what each tap adds to an offset and to a row, and the block in the type computed in, where dx
+does not hold that.
 """
 
 from numba import get_thread_id, njit, prange
 
 from fastconv.kernels.numba_cpu.memory import STORAGE, load, size, store, zero
 from fastconv.kernels.numba_cpu.pool import fill, number
-from fastconv.kernels.numba_cpu.pool_vectors import (
-    between,
-    give_lanes,
-    lower,
-    matching,
-    numbers,
-    plus,
-    same,
-    splat,
-    upper,
-)
-from fastconv.kernels.numba_cpu.simd import width
+from fastconv.kernels.numba_cpu.pool_vectors import same
 
 BYTE, LIST = STORAGE["uint8"], STORAGE["int64"]
 TAPS = 256
 NO_TAP = 255
-
-
-# ---------------------------------------------------------------- gather
-
-
-@njit(nogil=True, forceinline=True)
-def labels(L, address, low, high, first, last):
-    """The tap numbers of the lanes [low, high); others may be read up to the bounds of their plane."""
-    if address >= first and address + width(L) <= last:
-        return numbers(L, address, 0, width(L))
-    return numbers(L, address, low, high)
-
-
-@njit(nogil=True, forceinline=True)
-def gather_singles(S, L, dy, places, bounds, reach_a, reach_b, strides, frame, n, pad, row, size_w):
-    """A row of dx from n outputs in each row that reaches it, whose windows step by 1."""
-    nothing = splat(S, zero(S))
-    for w in range(0, size_w, width(S)):
-        total = nothing
-        for i in range(reach_a[1]):
-            for j in range(reach_b[1]):
-                at = (reach_a[0] + i) * dy[1] + (reach_b[0] + j) * dy[2]
-                taps = places[0] + (reach_a[0] + i) * places[1] + (reach_b[0] + j) * places[2]
-                tap = ((reach_a[2] - i * strides[0]) * frame[1] + reach_b[2] - j * strides[1]) * frame[2]
-                for t in range(frame[2]):
-                    q = w + pad - t
-                    share = between(S, dy[0] + (at + q) * size(S), -q, n - q, nothing)
-                    label = labels(L, taps + q, -q, n - q, bounds[0], bounds[1])
-                    total = plus(total, matching(label, splat(L, number(L, tap + t)), share))
-        give_lanes(total, row + w * size(S), 0, size_w - w)
-
-
-@njit(nogil=True, forceinline=True)
-def gather_pairs(S, L, dy, places, bounds, reach_a, reach_b, strides, frame, n, pad, row, size_w):
-    """A row of dx from n outputs in each row that reaches it, whose windows step by 2."""
-    nothing, lanes = splat(S, zero(S)), width(S)
-    for pair in range(0, (size_w - 1 + pad) // 2 + 1, lanes):
-        even = odd = nothing
-        for i in range(reach_a[1]):
-            for j in range(reach_b[1]):
-                at = (reach_a[0] + i) * dy[1] + (reach_b[0] + j) * dy[2]
-                taps = places[0] + (reach_a[0] + i) * places[1] + (reach_b[0] + j) * places[2]
-                tap = ((reach_a[2] - i * strides[0]) * frame[1] + reach_b[2] - j * strides[1]) * frame[2]
-                for t in range(0, frame[2], 2):
-                    q = pair - t // 2
-                    share = between(S, dy[0] + (at + q) * size(S), -q, n - q, nothing)
-                    label = labels(L, taps + q, -q, n - q, bounds[0], bounds[1])
-                    even = plus(even, matching(label, splat(L, number(L, tap + t)), share))
-                    if t + 1 < frame[2]:
-                        odd = plus(odd, matching(label, splat(L, number(L, tap + t + 1)), share))
-        w = 2 * pair - pad
-        give_lanes(lower(even, odd), row + w * size(S), -w, size_w - w)
-        if size_w - w > lanes:
-            give_lanes(upper(even, odd), row + (w + lanes) * size(S), -w - lanes, size_w - w - lanes)
-
-
-@njit(nogil=True)
-def gather_task(first, last, S, L, dy, places, dx, C, rows, reaches, strides, frame, sizes, outs, pad):
-    reach_a, reach_b = reaches
-    blocks = -(-sizes[0] // rows)
-    for unit in range(first, last):
-        plane, low = unit // blocks, unit % blocks * rows
-        image, c = plane // C, plane % C
-        share = dy[0] + (image * dy[1] + c * dy[2]) * size(S), dy[3], dy[4]
-        taps = places[0] + image * places[1] + c * places[2], places[3], places[4]
-        bounds = taps[0], taps[0] + (outs[0] - 1) * places[3] + (outs[1] - 1) * places[4] + outs[2]
-        for a in range(low, min(low + rows, sizes[0])):
-            by_a = reach_a[a, 0], reach_a[a, 1], reach_a[a, 2]
-            for b in range(sizes[1]):
-                by_b = reach_b[b, 0], reach_b[b, 1], reach_b[b, 2]
-                row = dx[0] + (image * dx[1] + c * dx[2] + a * dx[3] + b * dx[4]) * size(S)
-                if strides[2] == 1:
-                    gather_singles(
-                        S, L, share, taps, bounds, by_a, by_b, strides, frame, outs[2], pad, row, sizes[2]
-                    )  # fmt: skip
-                else:
-                    gather_pairs(
-                        S, L, share, taps, bounds, by_a, by_b, strides, frame, outs[2], pad, row, sizes[2]
-                    )  # fmt: skip
-
-
-@njit(parallel=True, nogil=True)
-def gather_taps(tasks, units, run, S, L, dy, places, dx, C, rows, reaches, strides, frame, sizes, outs, pad):
-    for task in prange(tasks):
-        last = min(task * run + run, units)
-        gather_task(task * run, last, S, L, dy, places, dx, C, rows, reaches, strides, frame, sizes, outs, pad)
-
-
-# ---------------------------------------------------------------- scatter
 
 
 @njit(nogil=True)
@@ -218,4 +114,4 @@ def scatter_taps(tasks, units, run, G, S, dy, places, dx, C, rows, starts, steps
         scatter_task(task * run, last, G, S, dy, places, dx, C, rows, starts, steps, frame, sizes, scratch)
 
 
-ENTRIES = ("gather_taps", "scatter_taps")
+ENTRIES = ("scatter_taps",)

@@ -23,6 +23,7 @@ from fastconv.backends.cpu.pool_common import (
     operand,
     storage,
 )
+from fastconv.backends.cpu.pool_taps import gather, in_rows
 from fastconv.backends.cpu.workspace import scratch, threads
 from fastconv.backends.reference import check_indices
 from fastconv.errors import ShapeError
@@ -60,9 +61,13 @@ def scatter(problem: PoolProblem) -> Run:
     """The gradient of a max pooling along given indices."""
     windows = Windows(problem)
     unit, sizes, cells = windows.unit, windows.sizes, math.prod(windows.sizes)
+    along_w = gather(problem) if problem.layout == "NCHW" else None
 
     def run(dx: Array, dy: Array, indices: Array) -> None:
         if dx.size == 0:
+            return
+        if along_w is not None and in_rows(dx) and not adjacent(dx, SPREAD_LANES):
+            along_w(dx, dy, indices)
             return
         G, S, I = storage(dy.dtype), computed(dy.dtype), storage(indices.dtype)
         N, C = dx.shape[:2]

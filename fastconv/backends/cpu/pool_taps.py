@@ -10,8 +10,10 @@ import numpy as np
 
 from fastconv.arrays import dtype_of, name_of
 from fastconv.backends.base import Launch
+from fastconv.backends.cpu import pool_small
 from fastconv.backends.cpu.pool_channels import channel_gradient
 from fastconv.backends.cpu.pool_common import (
+    MOST_WORK,
     ROW_UNIT,
     SPREAD_LANES,
     Array,
@@ -26,10 +28,14 @@ from fastconv.backends.cpu.pool_common import (
     split_of,
     storage,
 )
+from fastconv.backends.cpu.pool_rows import Rows, up
 from fastconv.backends.cpu.workspace import scratch, threads, workspace
+from fastconv.errors import ShapeError
 from fastconv.problem import Ints, PoolProblem
 
 BLOCK_BYTES = 2**18  # of the rows of dx that a block scatters to: inside a core's second-level cache
+LINES_BYTES = 2**15  # of the lines of a block: inside a core's first-level cache
+MOST_CELLS = 2**30  # of a plane, whose offsets lanes of 32 bits hold
 TABLES = 4096  # bytes of the kernel's lists of taps
 
 
@@ -42,7 +48,7 @@ def taps(op: str, problem: PoolProblem, why: str) -> Launch:
             return
         if adjacent(dx, SPREAD_LANES):
             along_c(dx, dy, places)
-        elif along_w is not None and in_rows(dx) and in_rows(dy) and in_rows(places):
+        elif along_w is not None and in_rows(dx):
             along_w(dx, dy, places)
         else:
             by_one(dx, dy, places)
@@ -63,22 +69,47 @@ def rows_of(problem: PoolProblem, unit: Ints) -> tuple[int, tuple[int, int, int]
     return rows, split_of(problem.N * problem.C * -(-sizes[0] // rows))
 
 
+class Lines(Rows):
+    """Blocks of rows of dx, and the lines of the outputs that reach one: pool_gather.py."""
+
+    def __init__(self, problem: PoolProblem):
+        super().__init__(problem)
+        lanes = 64 // self.item  # at most
+        before = up(self.ksizes[2], lanes)
+        cells = self.outs[2] if self.strides[2] == 2 else self.sizes[2]
+        length = before + up(max(cells, self.sizes[2] // self.strides[2]) + self.lows[2] + 1, lanes) + lanes
+        fit = LINES_BYTES // (2 * self.item * length * self.outs[1])
+        rows = max((fit - 1) * self.strides[0] - self.ksizes[0] + 2, self.ksizes[0])
+        self.rows = min(self.sizes[0], rows)
+        self.blocks = -(-self.sizes[0] // self.rows)
+        most = min(self.outs[0], (self.rows + self.ksizes[0] - 2) // self.strides[0] + 1) * self.outs[1]
+        self.g = self.geometry((length, before, most))
+        self.tables = tuple(self.table(axis) for axis in range(2))
+        of = self.sizes, self.outs, self.strides, self.ksizes, self.lows
+        self.reaches = tuple(reach(*[values[axis] for values in of]) for axis in range(2))
+        self.work_bytes = 2 * self.item * most * length + 2048
+
+
 def gather(problem: PoolProblem) -> Run | None:
-    """With lanes along W, where the kernel takes the problem."""
-    window, unit, S = problem.window, ROW_UNIT[problem.ndim], computed(dtype_of(problem.dtype))
+    """With lanes along W, along taps or indices, where the kernel takes the problem."""
+    window, S = problem.window, computed(dtype_of(problem.dtype))
     if window is None or set(window.dilation) != {1} or window.stride[-1] > 2 or storage(problem.dtype) is not S:
         return None
-    C, (rows, tasks) = problem.C, rows_of(problem, unit)
-    sizes, outs = lift(problem.size, 1, unit), lift(problem.out, 1, unit)
-    strides, frame = lift(window.stride, 1, unit), lift(window.ksize, 1, unit)
-    lows = lift([low for low, _ in window.pad], 0, unit)
-    reaches = tuple(reach(*[of[axis] for of in (sizes, outs, strides, frame, lows)]) for axis in (0, 1))
+    lines = Lines(problem)
+    if math.prod(problem.size) >= MOST_CELLS or lines.work_bytes > MOST_WORK:
+        return None
+    unit, C, tasks = lines.unit, problem.C, split_of(problem.N * problem.C * lines.blocks)
 
     def run(dx: Array, dy: Array, places: Array) -> None:
-        kernels("pool_taps").gather_taps(
-            *tasks, S, labels(S), operand(dy, unit), operand(places, unit), operand(dx, unit), C, rows, reaches,
-            strides, frame, sizes, outs, lows[2],
+        status = np.zeros(1, np.int64)
+        held = scratch(lines.work_bytes * threads())  # until the kernel returns
+        kernels("pool_gather").gather(
+            *tasks, S, S, storage(places.dtype), labels(S), operand(dy, unit), operand(places, unit),
+            operand(dx, unit), C, lines.rows, lines.g, lines.tables, lines.reaches, status,
+            held.address, lines.work_bytes,
         )  # fmt: skip
+        if status[0]:
+            raise ShapeError(pool_small.foreign(problem, places))
 
     return run
 
