@@ -24,15 +24,19 @@ from typing import Any
 import autograd.numpy
 import numpy as np
 from autograd.extend import defvjp_argnums, notrace_primitive, primitive
+from autograd.tracer import isbox
 
 import fastconv
 from fastconv.interop.rules import ROLES, cotangent, execute, lifted
 
 
 @primitive
-def run(op: str, problem: Any, backend: str | None, *operands: Any) -> Any:
-    """The first result of an op: autograd's primitive."""
-    return execute(op, problem, operands, backend, np)[0]
+def run(op: str, problem: Any, backend: str | None, *operands: Any, places: list[Any] | None = None) -> Any:
+    """The first result of an op: autograd's primitive. `places` takes in the second of ``maxpool_places``."""
+    y, *found = execute(op, problem, operands, backend, np)
+    if places is not None:
+        places[:] = found
+    return y
 
 
 @notrace_primitive
@@ -50,7 +54,7 @@ def pullbacks(argnums: Sequence[int], ans: Any, args: Sequence[Any], kwargs: Any
         return run(op, problem, backend, *operands)
 
     def one(at: int, g: Any) -> Any:
-        found = cotangent(again, autograd.numpy, op, problem, ROLES[op][at], g, operands)
+        found = cotangent(again, autograd.numpy, op, problem, ROLES[op][at], g, operands, *kwargs.get("places", ()))
         return autograd.numpy.zeros_like(operands[at]) if found is None else found
 
     return lambda g: tuple(one(argnum - FIRST, g) for argnum in argnums)
@@ -60,6 +64,8 @@ defvjp_argnums(run, pullbacks)
 
 
 def call(op: str, problem: Any, operands: Sequence[Any], backend: str | None) -> Any:
+    if op == "maxpool_fprop" and isbox(operands[0]):  # it will be differentiated
+        return run("maxpool_places", problem, backend, *operands, places=[])
     y = run(op, problem, backend, *operands)
     return (y, indices_of(problem, operands[0], backend)) if op == "maxpool_indices" else y
 

@@ -60,14 +60,14 @@ def on_arrays(xp: Any, *arrays: Any, op: str, problem: Any, backend: str | None,
 
 def dtypes(op: str, problem: Any) -> list[np.dtype]:
     """Those of the results; JAX has no int64 unless it was asked for it."""
-    indices = jax.dtypes.canonicalize_dtype(np.int64)
-    return [indices if role == "indices" else dtype_of(problem.dtype) for role in RESULTS[op]]
+    named = [problem.dtype_of(role) if role in ("indices", "places") else problem.dtype for role in RESULTS[op]]
+    return [jax.dtypes.canonicalize_dtype(np.int64) if name == "int64" else dtype_of(name) for name in named]
 
 
 def abstract(*arrays: Any, op: str, problem: Any, backend: str | None, present: tuple[str, ...]) -> list[Any]:
     if backend is not None:
         dispatch.get(backend)  # an unknown name is refused here, not in the compiled program
-    shapes = [problem.shape("y" if role == "indices" else role) for role in RESULTS[op]]
+    shapes = [problem.shape("y" if role in ("indices", "places") else role) for role in RESULTS[op]]
     return [jax.core.ShapedArray(*form) for form in zip(shapes, dtypes(op, problem), strict=True)]
 
 
@@ -165,12 +165,16 @@ def run(op: str, problem: Any, backend: str | None, *operands: Any) -> list[Any]
 def forward(op: str, problem: Any, backend: str | None, *operands: Any) -> tuple[list[Any], Any]:
     values = [None if operand is None else operand.value for operand in operands]
     wanted = {at: () for at, operand in enumerate(operands) if operand is not None and operand.perturbed}
-    return run(op, problem, backend, *values), (values, wanted)  # differentiable itself, for the next order
+    if op in ("maxpool_fprop", "maxpool_places"):  # keeps where the maxima are, and not x
+        y, places = run("maxpool_places", problem, backend, *values)
+        return ([y] if op == "maxpool_fprop" else [y, places]), ([None], wanted, places)
+    return run(op, problem, backend, *values), (values, wanted, None)  # differentiable itself, for the next order
 
 
 def backward(op: str, problem: Any, backend: str | None, saved: Any, gradients: Any) -> tuple[Any, ...]:
     """The gradients of the operands that are differentiated, from that of the first result."""
-    operands, wanted = saved
+    operands, wanted, places = saved
+    op = "maxpool_places" if op == "maxpool_fprop" else op
     g = gradients[0]
     if isinstance(g, SymbolicZero):
         return (None,) * len(operands)
@@ -179,7 +183,7 @@ def backward(op: str, problem: Any, backend: str | None, saved: Any, gradients: 
         return run(op, problem, backend, *operands)[0]
 
     return tuple(
-        cotangent(again, jnp, op, problem, role, g, operands) if at in wanted else None
+        cotangent(again, jnp, op, problem, role, g, operands, places) if at in wanted else None
         for at, role in enumerate(ROLES[op])
     )
 

@@ -4,10 +4,12 @@ A convolution is linear in x and in w, a pooling with its maxima chosen is linea
 each such map is one of the ops again. So the set is closed, and gradients are there to any order:
 
     conv_fprop <-> conv_dgrad, conv_wgrad      avgpool_fprop <-> avgpool_dgrad
-    maxpool_gather <-> maxpool_dgrad           maxunpool_fprop <-> maxunpool_dgrad
+    maxpool_select <-> maxpool_places_dgrad    maxunpool_fprop <-> maxunpool_dgrad
+    maxpool_gather <-> maxpool_dgrad
 
 Lp pooling is not linear; its second derivative is written out in `lp_gradient`. What the maxima are does
-not change with x almost everywhere: that derivative is zero.
+not change with x almost everywhere: that derivative is zero. A max pooling that is differentiated runs as
+`maxpool_places`, whose second result, where the maxima are, is kept in place of x.
 """
 
 from __future__ import annotations
@@ -23,13 +25,14 @@ import numpy as np
 from fastconv import dispatch
 from fastconv.backends.base import OPS
 from fastconv.dispatch import Inquiry
-from fastconv.problem import PoolProblem
+from fastconv.problem import NO_TAP, PoolProblem
 
 Run = Callable[..., Any]  # run(op, problem, *operands), differentiable in the library that it belongs to
 
-#: Beside the backends' ops: the first operand's values at the places where the second one has its maxima.
-ROLES = {op: roles for op, (roles, _) in OPS.items()} | {"maxpool_gather": ("values", "x")}
-RESULTS = {op: results for op, (_, results) in OPS.items()} | {"maxpool_gather": ("y",)}
+#: Beside the backends' ops: the first operand's values at the given places, and where the second one has its maxima.
+SELECTIONS = {"maxpool_select": ("values", "places"), "maxpool_gather": ("values", "x")}
+ROLES = {op: roles for op, (roles, _) in OPS.items()} | SELECTIONS
+RESULTS = {op: results for op, (_, results) in OPS.items()} | dict.fromkeys(SELECTIONS, ("y",))
 
 #: Per op and operand, the op and the operands of its gradient; g is the result's gradient.
 ADJOINT: dict[tuple[str, str], tuple[str | None, ...]] = {
@@ -39,7 +42,9 @@ ADJOINT: dict[tuple[str, str], tuple[str | None, ...]] = {
     ("conv_dgrad", "w"): ("conv_wgrad", "y", "g"),
     ("conv_wgrad", "y"): ("conv_fprop", "x", "g", None),
     ("conv_wgrad", "x"): ("conv_dgrad", "y", "g", None),
-    ("maxpool_fprop", "x"): ("maxpool_dgrad", "g", "x", None),
+    ("maxpool_places", "x"): ("maxpool_places_dgrad", "g", "places"),
+    ("maxpool_places_dgrad", "y"): ("maxpool_select", "g", "places"),
+    ("maxpool_select", "values"): ("maxpool_places_dgrad", "g", "places"),
     ("maxpool_indices", "x"): ("maxpool_dgrad", "g", "x", None),
     ("maxpool_dgrad", "y"): ("maxpool_gather", "g", "x"),
     ("maxpool_gather", "values"): ("maxpool_dgrad", "g", "x", None),
@@ -100,8 +105,37 @@ def execute(op: str, problem: Any, operands: Sequence[Any], backend: str | None,
         values, x = operands
         _, indices = execute("maxpool_indices", problem, [x], backend, xp)
         return (gather(xp, problem, values, indices),)
-    result = dispatch.run(op, problem, dispatch.admit(ROLES[op], tuple(operands), backend), None, backend)
+    if op == "maxpool_select":
+        values, places = operands
+        return (gather(xp, problem, values, indices_of(xp, problem, places)),)
+    if op == "maxpool_places_dgrad":
+        dy, places = operands
+        operands = dy, places.astype(problem.dtype_of("places"))  # JAX may have made int32 of them
+    admitted = dispatch.admit(ROLES[op], tuple(operands), backend)
+    result = dispatch.run(op, problem, admitted, None, backend)
+    if op == "maxpool_places" and admitted.wrap is not None:
+        y, places = result
+        return y, admitted.wrap(places)
     return result if isinstance(result, tuple) else (result,)
+
+
+def indices_of(xp: Any, problem: PoolProblem, places: Any) -> Any:
+    """The flat spatial offsets of maxima from their places; -1 of none."""
+    if problem.dtype_of("places") != "uint8":
+        return places
+    flat, rest = xp.zeros((), int), places.astype(int)
+    spatial = range(places.ndim - problem.ndim, places.ndim)
+    if problem.layout == "NHWC":
+        spatial = range(places.ndim - problem.ndim - 1, places.ndim - 1)
+    for axis, n in enumerate(problem.size):
+        after = math.prod(problem.frame[axis + 1 :])
+        tap, rest = rest // after, rest % after
+        step = problem.step(axis)
+        spans = zip(problem.cells(axis), problem.first_taps(axis), strict=True)
+        begins = np.array([first - skipped * step for (first, _), skipped in spans])
+        shape = [-1 if at == spatial[axis] else 1 for at in range(places.ndim)]
+        flat = flat * n + begins.reshape(shape) + tap * step
+    return xp.where(places == NO_TAP, -1, flat)
 
 
 def gather(xp: Any, problem: PoolProblem, values: Any, indices: Any) -> Any:
@@ -117,12 +151,17 @@ def gather(xp: Any, problem: PoolProblem, values: Any, indices: Any) -> Any:
 # ---------------------------------------------------------------- backward
 
 
-def cotangent(run: Run, xp: Any, op: str, problem: Any, role: str, g: Any, operands: Sequence[Any]) -> Any:
+def cotangent(
+    run: Run, xp: Any, op: str, problem: Any, role: str, g: Any, operands: Sequence[Any], places: Any = None
+) -> Any:
     """The gradient of the operand `role` from the result's, in the operand's dtype; None where there is none.
 
-    `run` and `xp`, a NumPy namespace, are differentiable in the library that they belong to.
+    `run` and `xp`, a NumPy namespace, are differentiable in the library that they belong to. `places` are those that
+    a ``maxpool_places`` has found.
     """
     known = dict(zip(ROLES[op], operands, strict=True), g=g)
+    if op == "maxpool_places":
+        known["places"] = places
     if role in ("bias", "tbias"):
         gradient = bias_gradient(xp, problem, g, known[role].shape)
     elif op == "lppool_dgrad":
@@ -133,7 +172,7 @@ def cotangent(run: Run, xp: Any, op: str, problem: Any, role: str, g: Any, opera
         gradient = run(adjoint, bare, *(None if name is None else known[name] for name in names))
     else:
         return None
-    return gradient.astype(known[role].dtype)
+    return gradient.astype(g.dtype if known[role] is None else known[role].dtype)
 
 
 def bias_gradient(xp: Any, problem: Any, g: Any, shape: Any) -> Any:
