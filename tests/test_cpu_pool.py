@@ -21,7 +21,7 @@ def surrounded(width: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("flip", [False, True])
-@pytest.mark.parametrize("width", [15, 33, 55])
+@pytest.mark.parametrize("width", [7, 15, 33, 55])
 @pytest.mark.parametrize(("ksize", "stride", "padding", "dilation"), WINDOWS)
 def test_neighbours_stay_out(ksize, stride, padding, dilation, width, flip):
     """Slices, also with their rows from last to first, give what a copy of them gives."""
@@ -68,6 +68,35 @@ def test_gradients_of_any_strides(window):
     ):
         by_taps, by_indices = gradients(x, dy, *window)
         np.testing.assert_array_equal(by_taps, by_indices)
+
+
+@pytest.mark.parametrize(
+    ("size", "window"), [(27, (3, 2)), (28, (2, 2)), (30, (3, 2, 1)), (13, (3, 2)), (31, (2, 2, 1))]
+)
+def test_gradients_in_planes(size, window):
+    """Of an odd and an even last row, in blocks and borders, the sums that the definition has."""
+    x = whole_numbers((2, 20, size, size + 4))
+    by_taps, by_indices = gradients(x, lambda shape: whole_numbers(shape, seed=1), *window)
+    y = fastconv.max_pool2d(x, *window, backend="reference")
+    expected = fastconv.max_pool2d_dgrad(whole_numbers(y.shape, seed=1), x, *window, backend="reference")
+    np.testing.assert_array_equal(by_taps, expected)
+    np.testing.assert_array_equal(by_indices, expected)
+
+
+@pytest.mark.parametrize("wrong", [9 * 40 - 1, 9 * 40 + 2, 12 * 40, -2, 2**32 + 9 * 40, -(2**31)])
+def test_an_index_of_another_window(wrong):
+    """The cells beside a window raise, and so does what is one only in 32 bits; -1 is followed nowhere."""
+    x = whole_numbers((1, 24, 40, 40))
+    y, indices = fastconv.max_pool2d(x, 3, 2, 1, return_indices=True, backend="cpu")
+    dy = whole_numbers(y.shape, seed=1)
+    some = indices.copy()
+    some[0, :, ::3] = -1
+    expected = fastconv.max_pool2d_dgrad(np.where(some < 0, 0, dy), x, 3, 2, 1, indices=indices, backend="reference")
+    found = fastconv.max_pool2d_dgrad(dy, x, 3, 2, 1, indices=some, backend="cpu")
+    np.testing.assert_array_equal(found, expected)
+    indices[0, 3, 5, 0] = wrong
+    with pytest.raises(fastconv.ShapeError, match=rf"indices\[0, 3, 5, 0\] = {wrong}"):
+        fastconv.max_pool2d_dgrad(dy, x, 3, 2, 1, indices=indices, backend="cpu")
 
 
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])

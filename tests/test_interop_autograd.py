@@ -16,6 +16,7 @@ from autograd.test_util import check_grads
 import fastconv
 import fastconv.interop.autograd as fc
 from fastconv import BackendError, DTypeError, ShapeError
+from fastconv.interop.rules import execute
 
 RNG = np.random.default_rng(7)
 X1, X2, X3 = (RNG.permutation(2 * 2 * math.prod(s)).reshape(2, 2, *s) / 10 - 3 for s in ((6,), (5, 4), (4, 3, 3)))
@@ -86,6 +87,18 @@ def test_gradients_are_the_pullback_s(name):
     for at, gradient in enumerate(expected):
         found = grad(lambda *a: anp.sum(function(fc, *a)), at)(*small)
         np.testing.assert_allclose(found, gradient, rtol=1e-13)
+
+
+def test_a_max_pooling_finds_its_maxima_once(monkeypatch):
+    """Its gradient, and the gradient of that, go by the places that the forward pass has found."""
+    ran = []
+    monkeypatch.setattr(fc, "execute", lambda op, *rest: ran.append(op) or execute(op, *rest))
+    assert fc.max_pool2d(X2, 2).shape == (2, 2, 2, 2)
+    slope = grad(lambda x: anp.sum(fc.max_pool2d(x, 2) ** 2))
+    elementwise_grad(slope)(X2)
+    assert ran[0] == "maxpool_fprop"
+    assert sorted(set(ran[1:])) == ["maxpool_places", "maxpool_places_dgrad", "maxpool_select"]
+    assert ran.count("maxpool_places") == 1
 
 
 def test_fourth_order():

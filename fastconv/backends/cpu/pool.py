@@ -1,10 +1,10 @@
 """Pooling on the CPU: which algorithm, and what its kernels are called with.
 
 small     gathers in NumPy; compiles nothing, for problems that take microseconds
-rows      lanes along W: the planes of one channel, split by phases of the stride
+rows      lanes along W: the planes of one channel
 channels  lanes along C: for channels-last memory, and right for every problem
 taps      gradients of max pooling in planes of pixels, along the numbers of the maxima's taps
-index     follows indices: of max unpooling, and of max pooling with windows of too many taps for a byte
+index     follows indices: of max unpooling, and of max pooling where its windows or memory are not those of taps
 """
 
 from __future__ import annotations
