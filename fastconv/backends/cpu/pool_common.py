@@ -78,7 +78,12 @@ def split_of(units: int) -> tuple[int, int, int]:
 
 def operand(array: Array, unit: Ints) -> tuple[int, ...]:
     """(address, element strides of N, C and three spatial axes)."""
-    return (address(array), *_element_strides(array.strides, array.itemsize, unit))
+    return (address(array), *strides(array, unit))
+
+
+def strides(array: Array, unit: Ints) -> Ints:
+    """The element strides of N, C and three spatial axes."""
+    return _element_strides(array.strides, array.itemsize, unit)
 
 
 @lru_cache(maxsize=1024)

@@ -9,6 +9,7 @@ import numpy as np
 
 from fastconv.arrays import dtype_of
 from fastconv.backends.base import Launch
+from fastconv.backends.cpu.calls import address, by_form
 from fastconv.backends.cpu.elementwise import rows_of
 from fastconv.backends.cpu.pool_channels import channels
 from fastconv.backends.cpu.pool_common import (
@@ -24,6 +25,7 @@ from fastconv.backends.cpu.pool_common import (
     operand,
     split_of,
     storage,
+    strides,
 )
 from fastconv.backends.cpu.workspace import scratch, threads
 from fastconv.problem import Ints, PoolProblem, Window
@@ -131,23 +133,31 @@ def row_forward(op: str, problem: PoolProblem, geometry: Any) -> Run:
     divisors, tables = divisors_of(problem, unit), geometry.tables
     C, X, S = problem.C, storage(problem.dtype), computed(dtype_of(problem.dtype))
 
-    def run(y: Array, *operands: Array) -> None:
-        x = operands[-1]
-        if x.size == 0:
-            return
-        module, xs, ys = kernels("pool_rows"), operand(x, unit), operand(y, unit)
-        held = scratch(work_bytes * threads())  # until the kernel returns
-        work = held.address
+    def bind(y: Array, *operands: Array) -> Run:
+        if y.size == 0:
+            return lambda *arrays: None
+        module, xs, ys = kernels("pool_rows"), strides(operands[-1], unit), strides(y, unit)
+        nbytes = work_bytes * threads()
         if op in ("maxpool_indices", "maxpool_places"):
-            places, I = operand(operands[0], unit), storage(operands[0].dtype)
+            ps, I = strides(operands[0], unit), storage(operands[0].dtype)
             by = geometry.by_taps if I is storage("uint8") else geometry.by_cells
-            module.max_places(*tasks, X, S, I, xs, ys, places, C, rows, g, tables, by, work, work_bytes)
-        elif op == "maxpool_fprop":
-            module.max_fprop(*tasks, X, S, xs, ys, C, rows, g, tables, divisors, work, work_bytes)
-        else:
-            module.avg_fprop(*tasks, X, S, xs, ys, C, rows, g, tables, divisors, work, work_bytes)
 
-    return run
+            def note(y: Array, places: Array, x: Array) -> None:
+                held = scratch(nbytes)  # until the kernel returns
+                of = (address(x), *xs), (address(y), *ys), (address(places), *ps)
+                module.max_places(*tasks, X, S, I, *of, C, rows, g, tables, by, held.address, work_bytes)
+
+            return note
+        kernel = module.max_fprop if op == "maxpool_fprop" else module.avg_fprop
+
+        def fold(y: Array, x: Array) -> None:
+            held = scratch(nbytes)  # until the kernel returns
+            of = (address(x), *xs), (address(y), *ys)
+            kernel(*tasks, X, S, *of, C, rows, g, tables, divisors, held.address, work_bytes)
+
+        return fold
+
+    return by_form(bind)
 
 
 def row_gradient(problem: PoolProblem, geometry: Any) -> Run:

@@ -11,6 +11,7 @@ import numpy as np
 from fastconv.arrays import dtype_of, name_of
 from fastconv.backends.base import Launch
 from fastconv.backends.cpu import pool_small
+from fastconv.backends.cpu.calls import address, by_form
 from fastconv.backends.cpu.pool_channels import channel_gradient
 from fastconv.backends.cpu.pool_common import (
     MOST_WORK,
@@ -27,6 +28,7 @@ from fastconv.backends.cpu.pool_common import (
     operand,
     split_of,
     storage,
+    strides,
 )
 from fastconv.backends.cpu.pool_rows import Rows, up
 from fastconv.backends.cpu.workspace import scratch, threads, workspace
@@ -100,18 +102,25 @@ def gather(problem: PoolProblem) -> Run | None:
         return None
     unit, C, tasks = lines.unit, problem.C, split_of(problem.N * problem.C * lines.blocks)
 
-    def run(dx: Array, dy: Array, places: Array) -> None:
-        status = np.zeros(1, np.int64)
-        held = scratch(lines.work_bytes * threads())  # until the kernel returns
-        kernels("pool_gather").gather(
-            *tasks, S, S, storage(places.dtype), labels(S), operand(dy, unit), operand(places, unit),
-            operand(dx, unit), C, lines.rows, lines.g, lines.tables, lines.reaches, status,
-            held.address, lines.work_bytes,
-        )  # fmt: skip
-        if status[0]:
-            raise ShapeError(pool_small.foreign(problem, places))
+    def bind(dx: Array, dy: Array, places: Array) -> Run:
+        gs, ps, xs = (strides(array, unit) for array in (dy, places, dx))
+        kernel, I, L = kernels("pool_gather").gather, storage(places.dtype), labels(S)
+        nbytes = lines.work_bytes * threads()
 
-    return run
+        def call(dx: Array, dy: Array, places: Array) -> None:
+            status = np.zeros(1, np.int64)
+            held = scratch(nbytes)  # until the kernel returns
+            of = (address(dy), *gs), (address(places), *ps), (address(dx), *xs)
+            kernel(
+                *tasks, S, S, I, L, *of, C, lines.rows, lines.g, lines.tables, lines.reaches, status,
+                held.address, lines.work_bytes,
+            )  # fmt: skip
+            if status[0]:
+                raise ShapeError(pool_small.foreign(problem, places))
+
+        return call
+
+    return by_form(bind)
 
 
 def reach(size: int, out: int, stride: int, ksize: int, low: int) -> Array:
