@@ -166,7 +166,8 @@ class Broken(ReferenceBackend):
 @pytest.mark.parametrize(("compiles", "status"), [(True, "wrong"), (False, "failed")])
 def test_a_broken_backend(monkeypatch, compiles, status):
     monkeypatch.setitem(dispatch._backends, "cpu", Broken(compiles))
-    monkeypatch.setattr(dispatch, "_launches", {})
+    for known in ("_launches", "_known"):
+        monkeypatch.setattr(dispatch, known, {})
     outcome = outcome_of(Library("cpu"))
     assert (outcome.status, outcome.timing) == (status, None)
 
