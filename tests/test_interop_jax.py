@@ -18,6 +18,7 @@ from jax.test_util import check_grads  # noqa: E402
 import fastconv  # noqa: E402
 import fastconv.interop.jax as fc  # noqa: E402
 from fastconv import BackendError, DTypeError, ShapeError  # noqa: E402
+from fastconv.interop.rules import execute  # noqa: E402
 
 LAX_LAYOUTS = {
     ("NCHW", 1): ("NCH", "OIH", "NCH"), ("NCHW", 2): ("NCHW", "OIHW", "NCHW"), ("NCHW", 3): ("NCDHW", "OIDHW", "NCDHW"),
@@ -193,6 +194,28 @@ def test_gradients_to_the_second_order(name, x64):
     """Against differences, in float64."""
     function, arrays = SMOOTH[name]
     check_grads(function, tuple(map(jnp.asarray, arrays)), order=2, modes=["rev"])
+
+
+def test_a_max_pooling_finds_its_maxima_once(monkeypatch):
+    """Its gradient, and the gradient of that, go by the places that the forward pass has found."""
+    ran = []
+    monkeypatch.setattr(fc, "execute", lambda op, *rest: ran.append(op) or execute(op, *rest))
+    x = integers((1, 2, 6, 6))
+    slope = jax.grad(lambda x: jnp.sum(fc.max_pool2d(x, 2) ** 2))
+    slope(x)
+    assert ran == ["maxpool_places", "maxpool_places_dgrad"]
+    ran.clear()
+    jax.grad(lambda x: jnp.sum(slope(x) ** 2))(x)
+    assert ran.count("maxpool_places") == 1
+    assert set(ran) == {"maxpool_places", "maxpool_places_dgrad", "maxpool_select"}
+
+
+def test_more_taps_than_a_byte_counts():
+    """Their places are indices, of which JAX makes int32."""
+    x = integers((1, 2, 40, 40))
+    slope = jax.jit(jax.grad(lambda x: jnp.sum(fc.max_pool2d(x, 17, 3) ** 2)))(x)
+    y, pullback = fastconv.max_pool2d_vjp(np.asarray(x), 17, 3)
+    assert np.array_equal(slope, pullback(2 * y))
 
 
 def test_third_order(x64):
