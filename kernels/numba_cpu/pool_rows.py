@@ -2,16 +2,17 @@
 
 y[n, c, p] = fold over the taps t of x[n, c, p * stride - pad + t * dilation]
 
-A vector holds adjacent outputs of one row. The rows that a window meets are folded first, in registers and as
-they lie in memory; then the taps along W are shifts of what that gives, of which stride 2 takes the even or odd
-places. Only vectors that reach over the edge of a row are masked. An index needs its taps in row-major order:
-there each row is taken apart before it is compared.
+A vector holds adjacent outputs of one row. A block of outputs goes by lines in scratch, rows with what a fold begins
+with on both sides, so that no vector of outputs needs a mask: the rows that a window meets fold to one line, as they
+lie in memory; then the taps along W are shifts of that, of which stride 2 takes the even or odd places. An index needs
+its taps in row-major order: there each row of x has a line, and is taken apart before it is compared.
 
-A task is a run of blocks, (plane, `rows` rows of outputs along A). Geometry `g`: sizes, outs, strides,
-dilations, low pads and ksizes of A, B, W each; `tables` of A and B, per output index: the first cell that its
-window meets, how many, and the tap of the first. `shifts` holds the offset of each tap in the flat
-extent. Every window has a cell. Workspace per thread: the rows of x that a block meets where they are not as
-they are computed in, and some rows of outputs.
+A task is a run of blocks, (plane, `rows` rows of outputs along A). Geometry `g`: sizes, outs, strides, dilations, low
+pads and ksizes of A, B, W each; at last the length of a line in elements, the places before its first cell, and how
+many lines of x a block has at most. `tables` of A and B, per output index: the first cell that its window meets, how
+many, and the tap of the first. `by` is what a step along A, B and W adds to the place of a tap: to its number or, in
+the flat extent, to its offset. Every window has a cell. Workspace per thread: the lines of a block, of x too where its
+rows are not adjacent or not as they are computed in, and some rows of outputs.
 """
 
 import numpy as np

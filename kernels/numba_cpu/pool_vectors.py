@@ -67,19 +67,6 @@ def part(typing, storage, address, count):
 
 
 @intrinsic
-def part_else(typing, storage, address, count, beyond):
-    """`part` with the lanes of another vector beyond `count`."""
-    vector = _vector(storage)
-
-    def generate(context, builder, signature, args):
-        mask = _lanes_below(builder, args[2], vector.lanes)
-        value = _masked(builder, "load", args[1], args[3].type, vector.element, mask)
-        return builder.select(mask, value, args[3])
-
-    return vector(storage, types.int64, types.int64, vector), generate
-
-
-@intrinsic
 def first_lanes(typing, vector, count, beyond):
     """The first `count` lanes, and those of another vector beyond them."""
 
@@ -430,4 +417,4 @@ def copy_over(S, source, n, target, beyond):
     for _ in range(n // width(S)):
         keep(whole(S, source), target)
         source, target = source + step, target + step
-    keep(part_else(S, source, n % width(S), beyond), target)
+    keep(first_lanes(part(S, source, n % width(S)), n % width(S), beyond), target)

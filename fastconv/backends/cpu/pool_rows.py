@@ -79,6 +79,7 @@ class Forward(Rows):
         self.tables = tuple(self.table(axis) for axis in range(2))
         folded = self.rows * self.outs[1] * line
         self.work_bytes = self.item * (met * row + folded + self.outs[2]) + 2048
+        # Both are exact in float32: the rows that a window spans lie in the workspace, which MOST_WORK bounds.
         self.by_taps = (self.ksizes[1] * self.ksizes[2], self.ksizes[2], 1)
         cells = (self.sizes[1] * self.sizes[2], self.sizes[2], 1)
         self.by_cells = tuple(d * n for d, n in zip(self.dilations, cells, strict=True))
