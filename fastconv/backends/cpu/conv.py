@@ -21,7 +21,7 @@ import numpy as np
 from fastconv import tuning
 from fastconv.arrays import dtype_of
 from fastconv.backends.base import OPS, Launch
-from fastconv.backends.cpu import conv_last, small, strips, winograd, winograd_wgrad
+from fastconv.backends.cpu import conv_last, small, strips, strips_wgrad, winograd, winograd_wgrad
 from fastconv.backends.cpu.calls import Call, Filters, address, by_form, padded_bias
 from fastconv.backends.cpu.passes import (
     Pass,
@@ -97,6 +97,8 @@ def build(algorithm: str, op: str, problem: ConvProblem, why: str) -> Launch:
         return depthwise.plan(op, problem, why)
     if algorithm == "winograd":
         return winograd_wgrad.plan(problem, why) if op == "conv_wgrad" else winograd.plan(op, problem, why)
+    if algorithm == "strips" and op == "conv_wgrad":
+        return strips_wgrad.plan(problem, why)
     if algorithm == "strips":
         return strips.plan(op, problem, why, gather(op, problem, why).run)
     return wgrad(problem, why) if op == "conv_wgrad" else gather(op, problem, why)

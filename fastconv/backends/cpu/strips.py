@@ -40,8 +40,6 @@ TASKS = 4  # for each thread, where there are rows enough
 
 def refuses(op: str, problem: ConvProblem) -> str | None:
     """Why a pass of a problem cannot take strips, or None where it can."""
-    if op == "conv_wgrad":
-        return "it is for fprop and dgrad"
     if problem.ndim > 2:
         return "strips have two axes"
     if problem.window.taps == 1:
@@ -54,6 +52,8 @@ def pays(op: str, problem: ConvProblem) -> bool:
     source, results = sides(op, problem)
     if problem.groups > 1:
         return max(source, results) <= GROUP
+    if op == "conv_wgrad":
+        return source <= FEW < results  # filters are lanes
     if problem.layout == "NHWC":
         return results <= FEW  # more of them are lanes there
     strided = op == "conv_dgrad" and max(problem.window.stride) > 1 and math.prod(problem.out) >= ENOUGH
@@ -63,7 +63,7 @@ def pays(op: str, problem: ConvProblem) -> bool:
 def sides(op: str, problem: ConvProblem) -> Ints:
     """Channels of a group that are read, and that are made."""
     C, K = problem.C // problem.groups, problem.K // problem.groups
-    return (C, K) if op == "conv_fprop" else (K, C)
+    return (K, C) if op == "conv_dgrad" else (C, K)
 
 
 @lru_cache(maxsize=1)
