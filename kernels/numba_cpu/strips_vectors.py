@@ -32,11 +32,14 @@ ACCUMULATORS = 24 if REGISTERS == 32 else 12
 
 
 class Tile:
-    """`rows` by `nv` vectors in registers, what kernels are compiled for; with `share`, lanes that a group has."""
+    """`rows` by `nv` vectors in registers, what kernels are compiled for.
 
-    def __init__(self, rows, nv, share=0):
-        self.rows, self.nv, self.share = rows, nv, share
-        self.name = f"tile({rows},{nv},{share})"
+    With `share`, the lanes that a group has of a vector; rows are broadcast from every `step`-th element.
+    """
+
+    def __init__(self, rows, nv, share=0, step=1):
+        self.rows, self.nv, self.share, self.step = rows, nv, share, step
+        self.name = f"tile({rows},{nv},{share},{step})"
 
 
 class TileType(types.Type):
@@ -65,7 +68,7 @@ def _attribute(name):
         return lambda tile: value
 
 
-for _name in ("rows", "nv", "share"):
+for _name in ("rows", "nv", "share", "step"):
     _attribute(_name)
 
 #: The tiles of the gradient to the weights: rows of (tap, channel) by vectors of filters, one of which may hold
@@ -73,6 +76,11 @@ for _name in ("rows", "nv", "share"):
 WGRAD_ROWS = 12
 WGRAD_TILES = {share: Tile(WGRAD_ROWS, 1, share) for share in (0, 2, 4)}
 WGRAD_WIDE = Tile(ACCUMULATORS // 2, 2)
+
+#: The tiles of pixels by vectors of channels, for a step of 1 and of 2: widths of images are multiples of 7 more
+#: often than of 8.
+CHANNEL_SIZES = ((7, 1), (7, 2), (14, 1), (14, 2)) if REGISTERS == 32 else ((7, 1),)
+CHANNEL_TILES = {step: [Tile(rows, nv, 0, step) for rows, nv in CHANNEL_SIZES] for step in (1, 2)}
 
 #: Up to four results have a tile of their own; more of them take that of GEMM, or a narrower one for small images.
 TILES = {rows: [Tile(rows, min(ACCUMULATORS // rows, 8))] for rows in (1, 2, 3, 4)}
