@@ -28,6 +28,7 @@ LINES = {
     "groups_of_6": ("conv2d n=1 c=30 size=27x21 k=60 ksize=3 pad=1 groups=5", "fprop dgrad"),
     "groups_of_16": ("conv2d n=1 c=48 size=15x14 k=48 ksize=3 pad=1 stride=2 groups=3", "fprop dgrad wgrad"),
     "groups_of_32": ("conv2d n=3 c=64 size=7x7 k=64 ksize=3 pad=1 groups=2", "fprop dgrad wgrad"),
+    "groups_of_20": ("conv2d n=1 c=40 size=31x30 k=60 ksize=2x3 stride=3x2 groups=2 bias=60", "fprop dgrad wgrad"),
     "groups_of_2": ("conv2d n=1 c=60 size=21x20 k=40 ksize=3x2 pad=1:0x1 dilation=1x2 groups=20", "wgrad"),
     "1d": ("conv1d n=2 c=2 size=5000 k=10 ksize=9 pad=4 stride=2", "fprop dgrad wgrad"),
     "strided": ("conv2d n=1 c=40 size=33x31 k=70 ksize=3 pad=1 stride=2", "dgrad"),
@@ -57,6 +58,7 @@ def test_exact(name, op, layout):
         ("groups_of_6", "conv_fprop", "float64"),
         ("groups_of_6", "conv_fprop", "int32"),
         ("groups_of_16", "conv_wgrad", "float64"),
+        ("groups_of_32", "conv_fprop", "float64"),
     ],
 )
 def test_dtypes(name, op, layout, dtype):
@@ -89,7 +91,13 @@ def test_views():
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
 @pytest.mark.parametrize("where", ["data", "w"])
 @pytest.mark.parametrize(
-    ("name", "op"), [("image_s2", "conv_fprop"), ("image_s2", "conv_dgrad"), ("groups_of_4", "conv_dgrad")]
+    ("name", "op"),
+    [
+        ("image_s2", "conv_fprop"),
+        ("image_s2", "conv_dgrad"),
+        ("groups_of_4", "conv_dgrad"),
+        ("groups_of_16", "conv_dgrad"),
+    ],
 )
 def test_infinity(name, op, where, layout):
     """It reaches what it has a product with: not the pixels computed beyond a row, nor what lies beyond dy."""
@@ -121,7 +129,7 @@ def test_bits_do_not_depend_on_threads():
 
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
 def test_prepared_filters(layout):
-    for name in ("image_s2", "groups_of_16"):
+    for name in ("image_s2", "groups_of_4", "groups_of_16"):
         problem = replace(problem_of(name, layout), bias=None)
         x, w = cases.conv_floats(problem, "conv_fprop")[:2]
         window = problem.window

@@ -61,8 +61,9 @@ class Strip(NamedTuple):
     y2: int
 
 
-# taps: int64[T, 2], the elements from an output's place in a strip, and the tap's number in a filter; of all passes.
-# passes: int64[P, 6] = (first tap, last tap, rows of outputs, columns, first row in y, first column).
+# terms: int64[C * T, 2], of each channel and tap the elements from an output's place in a strip to what it reads, and
+# the number of its weights; of all passes.
+# passes: int64[P, 6] = (first term, last term, rows of outputs, columns, first row in y, first column).
 
 
 # ---------------------------------------------------------------- packing
@@ -118,22 +119,20 @@ def pack_filters(F, W, S, G, M, C, wg, wm, wc, wt, w, a):
 # ---------------------------------------------------------------- tiles
 
 
-def multiply_channels(F, S, code, C, T, taps, b, a, a_channel, bias, y, y_row, channels, count):
+def multiply_channels(F, S, code, terms, b, a, bias, y, y_row, channels, count):
     """`count` pixels of a tile, with bias and ReLU while they are in registers, to y, a pixel every `y_row` bytes."""
     raise NotImplementedError("only inside kernels")
 
 
 @overload(multiply_channels)
-def _multiply_channels(F, S, code, C, T, taps, b, a, a_channel, bias, y, y_row, channels, count):
+def _multiply_channels(F, S, code, terms, b, a, bias, y, y_row, channels, count):
     rows, nv, step = F.tile.rows, F.tile.nv, F.tile.step
 
-    def multiplied(F, S, code, C, T, taps, b, a, a_channel, bias, y, y_row, channels, count):
+    def multiplied(F, S, code, terms, b, a, bias, y, y_row, channels, count):
         tile = zeros(S, rows, nv)
-        for c in range(C):
-            at, filters = a + c * a_channel, b + c * T * nv * VECTOR_BYTES
-            for t in range(taps.shape[0]):
-                place = at + taps[t, 0] * size(S)
-                tile = outer(tile, rows, nv, place, step * size(S), filters + taps[t, 1] * nv * VECTOR_BYTES)
+        for r in range(terms.shape[0]):
+            place, filters = a + terms[r, 0] * size(S), b + terms[r, 1] * nv * VECTOR_BYTES
+            tile = outer(tile, rows, nv, place, step * size(S), filters)
         tile = add_to_columns(tile, rows, nv, bias)
         if code == 1:
             tile = relu(tile, rows, nv)
@@ -143,19 +142,18 @@ def _multiply_channels(F, S, code, C, T, taps, b, a, a_channel, bias, y, y_row, 
 
 
 @njit(nogil=True)
-def multiply_strip(F, S, k, code, taps, passes, q0, strip, filters, bias, tile, y, y1, y2):
+def multiply_strip(F, S, k, code, terms, passes, q0, strip, filters, bias, tile, y, y1, y2):
     """All passes of a strip for one tile of channels, to y at bytes `y1` and `y2` from pixel to pixel."""
     lanes = F.nv * width(S)
     channels = min(lanes, k.M - tile * lanes)
     for f in range(passes.shape[0]):
-        own = taps[passes[f, 0] : passes[f, 1]]
+        own = terms[passes[f, 0] : passes[f, 1]]
         for q in range(min(k.rows, passes[f, 2] - q0)):
             out = y + (q * k.stride1 + passes[f, 4]) * y1 + passes[f, 5] * y2
             for o in range(0, passes[f, 3], F.rows):
                 multiply_channels(
-                    F, S, code, k.C, k.T, own, filters, strip + (q * k.step1 * k.C * k.pitch + o * F.step) * size(S),
-                    k.pitch * size(S), bias, out + o * k.stride2 * y2, k.stride2 * y2, channels,
-                    min(F.rows, passes[f, 3] - o),
+                    F, S, code, own, filters, strip + (q * k.step1 * k.C * k.pitch + o * F.step) * size(S), bias,
+                    out + o * k.stride2 * y2, k.stride2 * y2, channels, min(F.rows, passes[f, 3] - o),
                 )  # fmt: skip
 
 
@@ -179,7 +177,7 @@ def put_rows(F, S, Y, k, code, rows, channels, stage, y):
 
 
 @njit(parallel=True, nogil=True)
-def gather(F, X, S, Y, k, straight, taps, passes, x, a, a_group, bias, code, y, work, work_bytes):
+def gather(F, X, S, Y, k, straight, terms, passes, x, a, a_group, bias, code, y, work, work_bytes):
     """y = act(bias + w * x); see the head of this file.
 
     `a` is what `pack_filters` makes, `a_group` bytes a group; `bias` is S[G, whole tiles of vectors]. With `straight`
@@ -205,9 +203,9 @@ def gather(F, X, S, Y, k, straight, taps, passes, x, a, a_group, bias, code, y, 
             target = y + (n * k.yn + (g * k.M + tile * lanes) * k.ym + i0 * k.y1) * size(Y)
             if straight:
                 multiply_strip(
-                    F, S, k, code, taps, passes, q0, strip, filters, biases, tile, target, k.y1 * size(Y),
+                    F, S, k, code, terms, passes, q0, strip, filters, biases, tile, target, k.y1 * size(Y),
                     k.y2 * size(Y),
                 )  # fmt: skip
             else:
-                multiply_strip(F, S, k, code, taps, passes, q0, strip, filters, biases, tile, stage, k.Q * row, row)
+                multiply_strip(F, S, k, code, terms, passes, q0, strip, filters, biases, tile, stage, k.Q * row, row)
                 put_rows(F, S, Y, k, code, rows, min(lanes, k.M - tile * lanes), stage, target)

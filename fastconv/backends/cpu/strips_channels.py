@@ -68,7 +68,7 @@ class Cut(NamedTuple):
 
     tile: Any
     strip: Any
-    taps: np.ndarray
+    terms: np.ndarray
     passes: np.ndarray
     nbytes: int
 
@@ -105,19 +105,20 @@ def cut(op: str, problem: ConvProblem, count: int, x: Ints, y: Ints) -> Cut:
         problem.N, G, M, C, T, rows, height(rows), pitch, outputs, *first, one.step, one.source, two.source,
         P, Q, one.stride, two.stride, *x[:2], *x[3:], *y[:2], *y[3:],
     )  # fmt: skip
-    taps = [
-        ((row[1] - first[0]) * C * pitch + row[2] - first[1], number)
+    terms = [
+        ((row[1] - first[0]) * C * pitch + c * pitch + row[2] - first[1], c * T + number)
         for p in passes
+        for c in range(C)
         for row, number in zip(p.taps, p.numbers(problem.window.ksize), strict=True)
     ]
-    ends = np.cumsum([len(p.places) for p in passes])
+    ends = np.cumsum([C * len(p.places) for p in passes])
     spans = [
-        (end - len(p.places), end, p.axes[1].outputs, p.axes[2].outputs, p.axes[1].start, p.axes[2].start)
+        (end - C * len(p.places), end, p.axes[1].outputs, p.axes[2].outputs, p.axes[1].start, p.axes[2].start)
         for p, end in zip(passes, ends, strict=True)
     ]
     beyond = tile.rows * tile.step * itemsize  # what a tile reads for pixels that it does not store
     total = -(-(nbytes(rows) + beyond) // 64) * 64
-    return Cut(tile, strip, np.array(taps, np.int64), np.array(spans, np.int64), total)
+    return Cut(tile, strip, np.array(terms, np.int64), np.array(spans, np.int64), total)
 
 
 def lay(op: str, problem: ConvProblem, w: np.ndarray) -> Filters:
@@ -142,7 +143,7 @@ def bind(
     from fastconv.kernels.numba_cpu import simd
 
     kernel, count, dtype = kernels().gather, threads(), compute_dtype(problem)
-    tile, k, taps, passes, nbytes = cut(op, problem, count, strides_of(x), strides_of(y))
+    tile, k, terms, passes, nbytes = cut(op, problem, count, strides_of(x), strides_of(y))
     code = activation_code(problem)
     straight = k.ym == 1 and y.dtype == dtype and code <= 1
     types = storage(x.dtype), storage(dtype), storage(y.dtype)
@@ -155,7 +156,7 @@ def bind(
         biases = padded_bias(bias, k.G, k.M, padded, dtype)
         work = scratch(count * nbytes)
         kernel(
-            tile, *types, k, straight, taps, passes, address(x), weights.address, *filters.steps, address(biases),
+            tile, *types, k, straight, terms, passes, address(x), weights.address, *filters.steps, address(biases),
             code, address(y), work.address, nbytes,
         )  # fmt: skip
 
