@@ -30,9 +30,13 @@ TASKS = 4  # for each thread, where there are rows enough
 
 
 def pays(op: str, problem: ConvProblem) -> bool:
-    """Whether lanes are channels, and not pixels, where strips take a pass."""
+    """Whether lanes are channels, and not pixels, where strips take a pass.
+
+    Not in a forward pass of adjacent pixels with stride 1: vectors of these read filters where they lie.
+    """
     M, _ = extents(problem, op == "conv_fprop")
-    return problem.groups > 1 and M >= LEAST and _step(op, problem) in STEPS
+    in_place = op == "conv_fprop" and problem.layout == "NCHW" and max(problem.window.stride) == 1
+    return problem.groups > 1 and M >= LEAST and _step(op, problem) in STEPS and not in_place
 
 
 def _step(op: str, problem: ConvProblem) -> int:
