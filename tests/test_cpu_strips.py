@@ -15,19 +15,22 @@ from fastconv.testing import cases, selftest
 #: Every one is too large for NumPy's product. The passes are those that strips take.
 LINES = {
     "image": ("conv2d n=2 c=3 size=35x37 k=40 ksize=3 pad=1 bias=40 activation=relu", "fprop dgrad"),
-    "image_s2": ("conv2d n=1 c=3 size=61x58 k=33 ksize=7 stride=2 pad=3", "fprop dgrad"),
-    "image_s4": ("conv2d n=1 c=3 size=83x70 k=20 ksize=11 stride=4", "fprop dgrad"),
-    "two_steps": ("conv2d n=1 c=4 size=41x47 k=33 ksize=5x4 stride=3x2 pad=1:2x0", "fprop dgrad"),
+    "image_s2": ("conv2d n=1 c=3 size=61x58 k=33 ksize=7 stride=2 pad=3", "fprop dgrad wgrad"),
+    "image_s4": ("conv2d n=1 c=3 size=83x70 k=20 ksize=11 stride=4", "fprop dgrad wgrad"),
+    "two_steps": ("conv2d n=1 c=4 size=41x47 k=33 ksize=5x4 stride=3x2 pad=1:2x0", "fprop dgrad wgrad"),
     "residues_without_taps": ("conv2d n=2 c=3 size=90x91 k=80 ksize=2x3 stride=3x4", "fprop dgrad"),
     "pixels_between": ("conv2d n=2 c=3 size=80x81 k=80 ksize=1x3 stride=2 pad=0x5", "fprop dgrad"),
-    "grey": ("conv2d n=1 c=1 size=50x60 k=30 ksize=5 pad=9 dilation=4x2", "fprop dgrad"),
+    "grey": ("conv2d n=1 c=1 size=50x60 k=30 ksize=5 pad=9 dilation=4x2", "fprop dgrad wgrad"),
     "two": ("conv2d n=2 c=2 size=40x31 k=50 ksize=3 bias=50 activation=relu6", "fprop dgrad"),
     "to_image": ("conv2d n=1 c=64 size=31x33 k=3 ksize=3 pad=1 bias=3 activation=relu6", "fprop dgrad"),
     "to_image_s2": ("conv2d n=1 c=45 size=51x53 k=4 ksize=3 pad=1 stride=2", "fprop dgrad"),
-    "groups_of_4": ("conv2d n=2 c=40 size=17x19 k=40 ksize=3 pad=1 groups=10 bias=40", "fprop dgrad"),
+    "groups_of_4": ("conv2d n=2 c=40 size=17x19 k=40 ksize=3 pad=1 groups=10 bias=40", "fprop dgrad wgrad"),
     "groups_of_6": ("conv2d n=1 c=30 size=27x21 k=60 ksize=3 pad=1 groups=5", "fprop dgrad"),
-    "groups_of_16": ("conv2d n=1 c=48 size=15x14 k=48 ksize=3 pad=1 stride=2 groups=3", "fprop dgrad"),
-    "1d": ("conv1d n=2 c=2 size=5000 k=10 ksize=9 pad=4 stride=2", "fprop dgrad"),
+    "groups_of_16": ("conv2d n=1 c=48 size=15x14 k=48 ksize=3 pad=1 stride=2 groups=3", "fprop dgrad wgrad"),
+    "groups_of_32": ("conv2d n=3 c=64 size=7x7 k=64 ksize=3 pad=1 groups=2", "fprop dgrad wgrad"),
+    "groups_of_20": ("conv2d n=1 c=40 size=31x30 k=60 ksize=2x3 stride=3x2 groups=2 bias=60", "fprop dgrad wgrad"),
+    "groups_of_2": ("conv2d n=1 c=60 size=21x20 k=40 ksize=3x2 pad=1:0x1 dilation=1x2 groups=20", "wgrad"),
+    "1d": ("conv1d n=2 c=2 size=5000 k=10 ksize=9 pad=4 stride=2", "fprop dgrad wgrad"),
     "strided": ("conv2d n=1 c=40 size=33x31 k=70 ksize=3 pad=1 stride=2", "dgrad"),
 }
 PASSES = [(name, f"conv_{word}") for name, (_, words) in LINES.items() for word in words.split()]
@@ -54,6 +57,8 @@ def test_exact(name, op, layout):
         ("image_s2", "conv_dgrad", "bfloat16"),
         ("groups_of_6", "conv_fprop", "float64"),
         ("groups_of_6", "conv_fprop", "int32"),
+        ("groups_of_16", "conv_wgrad", "float64"),
+        ("groups_of_32", "conv_fprop", "float64"),
     ],
 )
 def test_dtypes(name, op, layout, dtype):
@@ -62,7 +67,10 @@ def test_dtypes(name, op, layout, dtype):
 
 
 @pytest.mark.parametrize("weight_layout", ["OHWI", "HWIO"])
-@pytest.mark.parametrize(("name", "op"), [("image_s2", "conv_dgrad"), ("groups_of_16", "conv_fprop")])
+@pytest.mark.parametrize(
+    ("name", "op"),
+    [("image_s2", "conv_dgrad"), ("groups_of_16", "conv_fprop"), ("groups_of_32", "conv_wgrad"), ("1d", "conv_wgrad")],
+)
 def test_weight_layouts(name, op, weight_layout):
     selftest.conv_exact("cpu", op, replace(problem_of(name), weight_layout=weight_layout))
 
@@ -83,7 +91,13 @@ def test_views():
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
 @pytest.mark.parametrize("where", ["data", "w"])
 @pytest.mark.parametrize(
-    ("name", "op"), [("image_s2", "conv_fprop"), ("image_s2", "conv_dgrad"), ("groups_of_4", "conv_dgrad")]
+    ("name", "op"),
+    [
+        ("image_s2", "conv_fprop"),
+        ("image_s2", "conv_dgrad"),
+        ("groups_of_4", "conv_dgrad"),
+        ("groups_of_16", "conv_dgrad"),
+    ],
 )
 def test_infinity(name, op, where, layout):
     """It reaches what it has a product with: not the pixels computed beyond a row, nor what lies beyond dy."""
@@ -101,7 +115,8 @@ def test_infinity(name, op, where, layout):
 
 
 def test_bits_do_not_depend_on_threads():
-    for name, op in (("image_s2", "conv_dgrad"), ("image", "conv_fprop"), ("groups_of_16", "conv_fprop")):
+    of_strips = [("image_s2", "conv_dgrad"), ("image", "conv_fprop"), ("groups_of_16", "conv_fprop")]
+    for name, op in (*of_strips, ("image_s2", "conv_wgrad"), ("groups_of_4", "conv_wgrad")):
         problem = selftest.for_op(op, problem_of(name))
         operands = cases.conv_floats(problem, op)
         threads = numba.get_num_threads()
@@ -114,7 +129,7 @@ def test_bits_do_not_depend_on_threads():
 
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
 def test_prepared_filters(layout):
-    for name in ("image_s2", "groups_of_16"):
+    for name in ("image_s2", "groups_of_4", "groups_of_16"):
         problem = replace(problem_of(name, layout), bias=None)
         x, w = cases.conv_floats(problem, "conv_fprop")[:2]
         window = problem.window

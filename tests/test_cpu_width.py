@@ -24,7 +24,7 @@ print("right")
 """
 
 FORWARD = "conv_fprop:mid_3x3_bias_relu", "conv_fprop:mid_1x1", "conv_dgrad:mid_depthwise", "max_pool:mid_overlap"
-STRIPS = "conv_dgrad:mid_stem", "conv_fprop:mid_grouped"
+STRIPS = "conv_dgrad:mid_stem", "conv_fprop:mid_grouped", "conv_wgrad:mid_stem", "conv_wgrad:mid_grouped"
 CHANNELS = ("conv_dgrad:mid_depthwise_nhwc",)
 WGRAD = "conv_wgrad:mid_3x3_bias_relu", "conv_wgrad:mid_depthwise", "conv_wgrad:mid_strided"
 

@@ -166,7 +166,7 @@ LINE = "conv2d n=1 c=64 size=56 k=64 ksize=3 pad=1"
         (LINE.replace("ksize=3", "ksize=1"), "gemm"),
         (LINE.replace("ksize=3", "ksize=3x5"), "gemm"),
         (LINE.replace("c=64", "c=8"), "gemm"),
-        (LINE.replace("c=64", "c=3"), {"conv_fprop": "strips", "conv_dgrad": "strips"}),
+        (LINE.replace("c=64", "c=3"), "strips"),
         ("conv2d n=1 c=4 size=8 k=4 ksize=3 pad=1", "small"),
     ],
 )

@@ -97,16 +97,11 @@ def pack_strip(X, S, k, phases, x, q0, c0, c1, strip):
             low1, high1 = met(row, k.step1, k.H, k.height)
             low2, high2 = met(column, k.step2, k.W, k.pitch)
             target = strip + ((c - c0) * k.channel + f * k.plane) * size(S)
-            source = x + (c * k.xc + row * k.x1 + (column + low2 * k.step2) * k.x2) * size(X)
+            source = x + (c * k.xc + row * k.x1 + column * k.x2) * size(X)
             clear(S, target, low1 * k.pitch)
             for i in range(low1, high1):
-                at = target + i * k.pitch * size(S)
-                clear(S, at, low2)
-                copy_row(
-                    X, S, source + i * k.step1 * k.x1 * size(X), k.step2 * k.x2, at + low2 * size(S),
-                    0, high2 - low2, high2 - low2,
-                )  # fmt: skip
-                clear(S, at + high2 * size(S), k.pitch - high2)
+                at, line = target + i * k.pitch * size(S), source + i * k.step1 * k.x1 * size(X)
+                copy_row(X, S, line, k.step2 * k.x2, at, low2, high2, k.pitch)
             clear(S, target + high1 * k.pitch * size(S), k.plane - high1 * k.pitch)
 
 

@@ -19,6 +19,7 @@ from fastconv.kernels.numba_cpu.simd import (
     ROWS,
     VECTOR_BYTES,
     VectorType,
+    _at,
     _i64,
     _load,
     _masked,
@@ -31,11 +32,14 @@ ACCUMULATORS = 24 if REGISTERS == 32 else 12
 
 
 class Tile:
-    """`rows` results by `nv` vectors of pixels in registers, what kernels are compiled for."""
+    """`rows` by `nv` vectors in registers, what kernels are compiled for.
 
-    def __init__(self, rows, nv):
-        self.rows, self.nv = rows, nv
-        self.name = f"tile({rows},{nv})"
+    With `share`, the lanes that a group has of a vector; rows are broadcast from every `step`-th element.
+    """
+
+    def __init__(self, rows, nv, share=0, step=1):
+        self.rows, self.nv, self.share, self.step = rows, nv, share, step
+        self.name = f"tile({rows},{nv},{share},{step})"
 
 
 class TileType(types.Type):
@@ -64,8 +68,19 @@ def _attribute(name):
         return lambda tile: value
 
 
-for _name in ("rows", "nv"):
+for _name in ("rows", "nv", "share", "step"):
     _attribute(_name)
+
+#: The tiles of the gradient to the weights: rows of (tap, channel) by vectors of filters, one of which may hold
+#: the filters of several groups.
+WGRAD_ROWS = 12
+WGRAD_TILES = {share: Tile(WGRAD_ROWS, 1, share) for share in (0, 2, 4)}
+WGRAD_WIDE = Tile(ACCUMULATORS // 2, 2)
+
+#: The tiles of pixels by vectors of channels, for a step of 1 and of 2: widths of images are multiples of 7 more
+#: often than of 8.
+CHANNEL_SIZES = ((7, 1), (7, 2), (14, 1), (14, 2)) if REGISTERS == 32 else ((7, 1),)
+CHANNEL_TILES = {step: [Tile(rows, nv, 0, step) for rows, nv in CHANNEL_SIZES] for step in (1, 2)}
 
 #: Up to four results have a tile of their own; more of them take that of GEMM, or a narrower one for small images.
 TILES = {rows: [Tile(rows, min(ACCUMULATORS // rows, 8))] for rows in (1, 2, 3, 4)}
@@ -91,6 +106,28 @@ def turn(typing, source, row, rows, count, target, step):
         return context.get_dummy_value()
 
     return types.void(*(types.int64,) * 6), generate
+
+
+@intrinsic(prefer_literal=True)
+def spread(typing, storage, share, source, target):
+    """target[c] = the lane c of each run of `share` lanes of a vector, in all lanes of its run; for c < share."""
+    element = getattr(types, computed_name(storage.stored))
+    vector, run = VectorType(element), share.literal_value
+
+    def generate(context, builder, signature, args):
+        _, _, source, target = args
+        llvm = context.get_value_type(vector)
+        value = _load(builder, source, None, llvm, element.bitwidth // 8)
+        for c in range(run):
+            places = [i // run * run + c for i in range(vector.lanes)]
+            index = ir.Constant(ir.VectorType(ir.IntType(32), vector.lanes), places)
+            store = builder.store(
+                builder.shuffle_vector(value, value, index), _at(builder, target, _i64(c * VECTOR_BYTES), llvm)
+            )
+            store.align = element.bitwidth // 8
+        return context.get_dummy_value()
+
+    return types.void(storage, share, types.int64, types.int64), generate
 
 
 @intrinsic(prefer_literal=True)

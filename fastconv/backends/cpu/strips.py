@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastconv.backends.base import Launch
+from fastconv.backends.cpu import strips_channels
 from fastconv.backends.cpu.calls import Call, Filters, address, by_form, padded_bias
 from fastconv.backends.cpu.passes import (
     Pass,
@@ -40,8 +41,6 @@ TASKS = 4  # for each thread, where there are rows enough
 
 def refuses(op: str, problem: ConvProblem) -> str | None:
     """Why a pass of a problem cannot take strips, or None where it can."""
-    if op == "conv_wgrad":
-        return "it is for fprop and dgrad"
     if problem.ndim > 2:
         return "strips have two axes"
     if problem.window.taps == 1:
@@ -54,6 +53,8 @@ def pays(op: str, problem: ConvProblem) -> bool:
     source, results = sides(op, problem)
     if problem.groups > 1:
         return max(source, results) <= GROUP
+    if op == "conv_wgrad":
+        return source <= FEW < results  # filters are lanes
     if problem.layout == "NHWC":
         return results <= FEW  # more of them are lanes there
     strided = op == "conv_dgrad" and max(problem.window.stride) > 1 and math.prod(problem.out) >= ENOUGH
@@ -63,7 +64,7 @@ def pays(op: str, problem: ConvProblem) -> bool:
 def sides(op: str, problem: ConvProblem) -> Ints:
     """Channels of a group that are read, and that are made."""
     C, K = problem.C // problem.groups, problem.K // problem.groups
-    return (C, K) if op == "conv_fprop" else (K, C)
+    return (K, C) if op == "conv_dgrad" else (C, K)
 
 
 @lru_cache(maxsize=1)
@@ -184,8 +185,11 @@ def plan(op: str, problem: ConvProblem, why: str, otherwise: Call, kept: Scratch
     bordered = not forward and any(one.meets_border for one in t.passes)
     height = tiles(M)[0].rows
     padded = -(-M // height) * height
+    by_channels = strips_channels.pays(op, problem)
 
     def bind(y: np.ndarray, x: np.ndarray, w: np.ndarray, bias: np.ndarray | None) -> Call:
+        if by_channels:
+            return strips_channels.bind(op, problem, kept, y, x, w, bias)
         if not takes(problem, M, x, y):
             return otherwise
         kernel, count = kernels(), threads()
@@ -229,9 +233,12 @@ def plan(op: str, problem: ConvProblem, why: str, otherwise: Call, kept: Scratch
             otherwise(y, x, w, bias)  # the zeros beyond dy are no part of its sums
 
     def prepare(w: np.ndarray) -> Launch:
-        return plan(op, problem, why, otherwise, lay(w, in_place=False).packed(w))
+        filters = strips_channels.lay(op, problem, w) if by_channels else lay(w, in_place=False)
+        return plan(op, problem, why, otherwise, filters.packed(w))
 
-    config = {"passes": len(t.passes), "tile": f"{height}x{tiles(M)[0].nv} vectors"}
+    tile = strips_channels.tile_of(op, problem) if by_channels else tiles(M)[0]
+    lanes = "channels" if by_channels else "pixels"
+    config = {"passes": len(t.passes), "tile": f"{tile.rows}x{tile.nv} vectors", "lanes": lanes}
     return Launch(run, "strips", why, config, STRIP_BYTES, prepare)
 
 

@@ -20,7 +20,7 @@ BLOCK_BYTES = 2**20  # of V in a thread's cache
 BLOCK_TILES, WHOLE_TILES = 64, 96  # of a block, where V is the thread's own, and where it is everybody's
 WHOLE_BYTES = 24 * 2**20  # of V at most, where every thread reads all of it
 LEAST_CHANNELS = 16  # fewer do not repay the transforms
-LEAST_GROUPED = 32  # as groups come one after the other here
+LEAST_GROUPED = 64  # as groups come one after the other here, and those of fewer are for strips
 GAIN = 1.5  # in multiplications, below which sums are as fast
 FILTER_CHUNK = 128  # channels of U made at a time, where one block holds all tiles
 
