@@ -3,6 +3,7 @@
 direct     by definition (kernels/cuda/conv_direct.cu); right for every problem and every mix of dtypes
 wgmma      implicit GEMM on Hopper's tensor cores, fed by TMA (conv_wgmma.cu)
 mma        implicit GEMM on tensor cores (conv_mma.cu)
+grouped    few channels to a group, on tensor cores: memory-bound (conv_grouped.cu)
 gemm       tiled implicit GEMM in shared memory, without tensor cores (conv_gemm.cu)
 depthwise  one filter per channel, or some: memory-bound (conv_depthwise.cu)
 
@@ -21,7 +22,7 @@ from typing import Any, NamedTuple
 from fastconv import tuning
 from fastconv.arrays import dtype_of
 from fastconv.backends.base import OPS, Launch
-from fastconv.backends.raw import conv_depthwise, conv_direct, conv_gemm, conv_mma, conv_wgmma, device
+from fastconv.backends.raw import conv_depthwise, conv_direct, conv_gemm, conv_grouped, conv_mma, conv_wgmma, device
 from fastconv.backends.raw.conv_steps import Operands, reductions
 from fastconv.backends.raw.device import Device, Properties
 from fastconv.backends.raw.launching import Step
@@ -30,7 +31,8 @@ from fastconv.problem import ConvProblem, Ints
 
 #: By name; `direct` takes every problem.
 ALGORITHMS: dict[str, ModuleType] = {
-    "depthwise": conv_depthwise, "wgmma": conv_wgmma, "mma": conv_mma, "gemm": conv_gemm, "direct": conv_direct,
+    "depthwise": conv_depthwise, "grouped": conv_grouped, "wgmma": conv_wgmma, "mma": conv_mma, "gemm": conv_gemm,
+    "direct": conv_direct,
 }  # fmt: skip
 KEPT = 64  # sets of strides, dtypes and alignments that a plan remembers the launches of
 
