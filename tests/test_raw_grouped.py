@@ -8,10 +8,12 @@ tile to tile.
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from fastconv import dispatch
 from fastconv.backends.raw import args, conv, conv_direct, conv_grouped, conv_mma, device
 from fastconv.backends.raw.conv_steps import Operands
 from fastconv.problem import ConvProblem
@@ -211,7 +213,7 @@ def test_config(line, op, config):
 def test_shared_memory(op, groups, gpu):
     """Tiles shrink until they fit; where two blocks fit a multiprocessor without much loss, it holds two."""
     problem = ConvProblem.parse(f"conv2d n=8 c=128 size=28 k=128 ksize=3 pad=1 groups={groups} dtype=float16")
-    cut, resident = conv_grouped.best_cut(op, problem, gpu)
+    cut, resident = conv_grouped.cuts_of(op, problem, conv_grouped.width_of(op, problem), gpu)[0]
     assert resident * conv_grouped.shared_bytes(op, problem, cut) <= gpu.shared_per_block
     assert np.prod(cut.tile) <= conv_grouped.OUTPUTS
 
@@ -250,6 +252,36 @@ def test_chunks_cover_their_groups(M, C):
             assert begin * 8 <= first[m]
             assert first[m] + C <= (begin + span) * 8
             assert begin + span - block <= held
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_what_is_measured(op):
+    """Every width and residency that fits, each of which asks for shipped instances, none twice."""
+    problem = replace(ConvProblem.parse(PROBLEMS["of_16"]), dtype="float16")
+    found = [one for one in conv.candidates(op, problem, H100) if one.algorithm == "grouped"]
+    width = "pairs" if op == "conv_wgrad" else "chunks"
+    assert {one.config[width] for one in found} == set(
+        conv_grouped.PAIRS if op == "conv_wgrad" else conv_grouped.CHUNKS
+    )
+    assert len({str(one.config) for one in found}) == len(found)
+    shipped = set(conv.instances())
+    for one in found:
+        steps = conv_grouped.steps(op, problem, one.config, Operands.contiguous(problem))
+        assert {step.instance for step in steps} <= shipped
+
+
+@needs_compiler
+@pytest.mark.parametrize("op", OPS)
+def test_every_width(gpu, monkeypatch, op):
+    """What measuring may choose computes the same."""
+    problem = selftest.for_op(op, replace(ConvProblem.parse(PROBLEMS["of_16"]), dtype="float16"))
+    for config in conv_grouped.variants(op, problem, gpu.properties):
+        offered = conv_grouped.Offer(config, "as the test wants it", 0.0)
+        only = SimpleNamespace(**{**vars(conv_grouped), "offer": lambda *_, offered=offered: offered})
+        monkeypatch.setattr(conv, "ALGORITHMS", {"grouped": only})
+        dispatch.forget()
+        with emulator.using(gpu):
+            selftest.conv_exact("raw", op, problem)
 
 
 def test_every_launch_is_shipped():

@@ -77,20 +77,19 @@ __device__ inline void prepare(const Gather& a, const void* w, const Tiling& t, 
 // warp, SHARE: the lower or the upper. `first` has the addresses.
 template <class T, int SHARE>
 __device__ inline void deliver(const Gather& a, const Gather& first, const Tiling& t, const Corner& corner, const Place* places,
-                               const float* sums, int column0, int half) {
+                               float* sums, int column0, int half) {
     const int64_t origin = a.d0 + corner.n * a.ds[0] + corner.o[0] * a.ds[2] + corner.o[1] * a.ds[3] + corner.o[2] * a.ds[4];
     T* const d = static_cast<T*>(first.d) + origin;
     const int channels = a.M * a.G;
     auto output_of = [&](int row) { return row / SHARE * 2 * SHARE + half * SHARE + row % SHARE; };
-    auto finished = [&](int row, const Place& place, int column) {
-        float sum = sums[row * PITCH + column];
-        const int m = column0 + column;
-        if (!(fabsf(sum) < INFINITY_F)) {
-            Pixel pixel;
-            pixel.n = corner.n + place.at[0];
-            for (int axis = 0; axis < 3; ++axis) pixel.o[axis] = corner.o[axis] + place.at[axis + 1];
-            sum = summed_again<T>(a, first.a, first.w, pixel, m / a.M, m % a.M);
-        }
+    auto mend = [&](float* sum, const Place& place, int m) {
+        if (fabsf(*sum) < INFINITY_F) return;
+        Pixel pixel;
+        pixel.n = corner.n + place.at[0];
+        for (int axis = 0; axis < 3; ++axis) pixel.o[axis] = corner.o[axis] + place.at[axis + 1];
+        *sum = summed_again<T>(a, first.a, first.w, pixel, m / a.M, m % a.M);
+    };
+    auto finished = [&](float sum, int m) {
         return narrow<T>(activate(a.activation, sum + bias_of<float>(first.bias, m * a.bs, a.bt)));
     };
     constexpr int CHUNK = 16 / sizeof(T), ACROSS = COLUMNS / CHUNK;
@@ -99,9 +98,12 @@ __device__ inline void deliver(const Gather& a, const Gather& first, const Tilin
         const int row = n / ACROSS, column = n % ACROSS * CHUNK;
         const Place place = places[output_of(row)];
         if (column0 + column >= channels || !corner.has(t, place, a.out)) continue;
+        float* const sum = sums + row * PITCH + column;
+#pragma unroll 1
+        for (int k = 0; k < CHUNK; ++k) mend(sum + k, place, column0 + column + k);
         Pack<T, CHUNK> values;
 #pragma unroll
-        for (int k = 0; k < CHUNK; ++k) values.at[k] = finished(row, place, column + k);
+        for (int k = 0; k < CHUNK; ++k) values.at[k] = finished(sum[k], column0 + column + k);
         store(d + place.offset + column0 + column, values);
     }
     const bool along_channels = a.ds[1] == 1;
@@ -110,7 +112,9 @@ __device__ inline void deliver(const Gather& a, const Gather& first, const Tilin
         const int row = along_channels ? n / COLUMNS : n % ROWS, column = along_channels ? n % COLUMNS : n / ROWS;
         const Place place = places[output_of(row)];
         if (column0 + column >= channels || !corner.has(t, place, a.out)) continue;
-        d[place.offset + (column0 + column) * a.ds[1]] = finished(row, place, column);
+        float* const sum = sums + row * PITCH + column;
+        mend(sum, place, column0 + column);
+        d[place.offset + (column0 + column) * a.ds[1]] = finished(*sum, column0 + column);
     }
 }
 
@@ -129,20 +133,18 @@ template <class E, int TN> __global__ void __launch_bounds__(THREADS, 2) conv_gr
     Place* const cells = reinterpret_cast<Place*>(sums + ROWS * PITCH);
     Place* const outputs = cells + t.cells;
     auto* const filters = reinterpret_cast<Pack<uint32_t, 2>*>(outputs + OUTPUTS);
-    int* const offsets = reinterpret_cast<int*>(filters + 256 * t.steps);
+    int* const starts = reinterpret_cast<int*>(filters + 256 * t.steps);  // the first cell that an output meets
+    int* const offsets = starts + OUTPUTS;
     lay_out(cells, t.cells, t.cells, t.box, a.as);
     lay_out(outputs, OUTPUTS, t.outputs, t.extent, a.ds);
+    if (threadIdx.x < OUTPUTS) starts[threadIdx.x] = first_cell(t, threadIdx.x);
     for (int number = 0, step = 0; number < g.passes; ++number) {
         prepare<T, TN>(g.pass[number], a.w, t, column0, filters + 256 * step, offsets + TERMS * step);
         step += (terms_of(g.pass[number], t.span) + TERMS - 1) / TERMS;
     }
     __syncthreads();
 
-    // This lane's rows of ldmatrix: pieces of the cells that its outputs meet first.
     const int base = (first_chunk(column0 + 8 * chunk, a.M, a.C, a.G) - chunk0) * PIECES * pitch + (TERMS == 1 ? lane / 16 * pitch : 0);
-    int rows[TM];
-#pragma unroll
-    for (int i = 0; i < TM; ++i) rows[i] = 16 * (base + first_cell(t, output0 + 16 * i + lane % 16));
 
     int64_t next = worker, now = worker;
     auto fetch = [&](int stage) {
@@ -160,6 +162,9 @@ template <class E, int TN> __global__ void __launch_bounds__(THREADS, 2) conv_gr
         now += t.workers;
         for (int number = 0, step = 0; number < g.passes; ++number) {
             const int end = step + (terms_of(g.pass[number], t.span) + TERMS - 1) / TERMS;
+            int rows[TM];  // of ldmatrix, for this lane
+#pragma unroll
+            for (int i = 0; i < TM; ++i) rows[i] = 16 * (base + starts[output0 + 16 * i + lane % 16]);
             float sum[2][TM / 2][TN][4] = {};  // of the lower half of the warp's outputs, and of the upper
 #pragma unroll 1
             for (; step < end; ++step) {

@@ -34,6 +34,8 @@ ALGORITHMS: dict[str, ModuleType] = {
     "depthwise": conv_depthwise, "grouped": conv_grouped, "wgmma": conv_wgmma, "mma": conv_mma, "gemm": conv_gemm,
     "direct": conv_direct,
 }  # fmt: skip
+#: Of those with something to tune: `variants`, further configs of a problem that they take.
+TUNED = {"depthwise": conv_depthwise.variants, "grouped": conv_grouped.variants}
 KEPT = 64  # sets of strides, dtypes and alignments that a plan remembers the launches of
 
 
@@ -64,10 +66,21 @@ def plan(op: str, problem: ConvProblem) -> Launch:
     if mode == "off":
         choice = next(choice for choice in choices if choice.algorithm == "direct")
         return build(op, problem, choice._replace(why="autotune is off: the algorithm that takes every problem"))
-    if mode == "measure" and len(choices) > 1 and problem.N > 0:
-        best = _measure(op, problem, choices)
+    if mode == "measure" and problem.N > 0:
+        best = _measure(op, problem, candidates(op, problem, device.current().properties))
         return build(op, problem, best._replace(why="the fastest when it was measured on this device"))
     return build(op, problem, choices[0])
+
+
+def candidates(op: str, problem: ConvProblem, properties: Properties) -> list[Choice]:
+    """What is measured: every applicable algorithm in its config, and in those that it could be tuned to."""
+    found = applicable(op, problem, properties)
+    for one in tuple(found):
+        for config in TUNED[one.algorithm](op, problem, properties) if one.algorithm in TUNED else ():
+            other = one._replace(config=config)
+            if other not in found:
+                found.append(other)
+    return found
 
 
 def build(op: str, problem: ConvProblem, choice: Choice) -> Launch:
@@ -77,7 +90,7 @@ def build(op: str, problem: ConvProblem, choice: Choice) -> Launch:
 
 
 def _measure(op: str, problem: ConvProblem, choices: list[Choice]) -> Choice:
-    """Time the applicable algorithms on contiguous arrays of the problem's layout, in uninitialised memory."""
+    """Time algorithms and configs on contiguous arrays of the problem's layout, in uninitialised memory."""
     gpu = device.current()
     operands = Operands.contiguous(problem)
     size = dtype_of(problem.dtype).itemsize
@@ -95,8 +108,8 @@ def _measure(op: str, problem: ConvProblem, choices: list[Choice]) -> Choice:
         return call
 
     key = f"{op}: {problem}; {gpu.properties.name}; {tuning.machine()}"
-    best = tuning.measured("raw", key, {choice.algorithm: candidate(choice) for choice in choices})
-    return next(choice for choice in choices if choice.algorithm == best)
+    named = {f"{choice.algorithm} {choice.config}": choice for choice in choices}
+    return named[tuning.measured("raw", key, {name: candidate(choice) for name, choice in named.items()})]
 
 
 class Run:

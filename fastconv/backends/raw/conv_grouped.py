@@ -131,7 +131,7 @@ def shared_bytes(op: str, problem: ConvProblem, cut: Cut) -> int:
         outputs = (-(-math.prod(cut.tile) // 32) * 32 | 1) * COLUMNS * conv_mma.itemsize(problem)
         return 2 * (box + outputs) + places + 16 + 8 * OUTPUTS + 8 * cut.width
     steps = sum_steps(op, problem, cut.width)
-    return 2 * box + SUMS + places + 2048 * steps + 8 * steps
+    return 2 * box + SUMS + places + 2048 * steps + 4 * OUTPUTS + 8 * steps
 
 
 def tiles_of(images: int, axes: tuple[Axis, ...], cut: Cut) -> int:
@@ -145,12 +145,12 @@ def shares(extent: int) -> list[int]:
 
 
 @lru_cache(maxsize=1024)
-def cut_of(op: str, problem: ConvProblem, limit: int) -> tuple[int, Cut] | None:
+def cut_of(op: str, problem: ConvProblem, width: int, limit: int) -> tuple[int, Cut] | None:
     """The tile by which the fewest cells are read and places left empty, where its shared memory keeps to a limit.
 
     Several images are taken where each is whole. The number of cells and places comes with it.
     """
-    axes, width = axes_of(op, problem), width_of(op, problem)
+    axes = axes_of(op, problem)
     whole = tuple(axis.outputs for axis in axes)
     found = []
     for d, h, w in itertools.product(*map(shares, whole)):
@@ -162,15 +162,16 @@ def cut_of(op: str, problem: ConvProblem, limit: int) -> tuple[int, Cut] | None:
     return next((one for one in sorted(found) if shared_bytes(op, problem, one[1]) <= limit), None)
 
 
-def best_cut(op: str, problem: ConvProblem, properties: Properties) -> tuple[Cut, int] | None:
-    """The tile, and how many blocks of it a multiprocessor holds: two, unless one of larger tiles does much less."""
-    one = cut_of(op, problem, properties.shared_per_block)
-    two = cut_of(op, problem, properties.shared_per_block // 2 - RESERVED)
+def cuts_of(op: str, problem: ConvProblem, width: int, properties: Properties) -> list[tuple[Cut, int]]:
+    """Tiles, and how many blocks of them a multiprocessor holds: two, unless one of larger tiles does much less."""
+    one = cut_of(op, problem, width, properties.shared_per_block)
+    two = cut_of(op, problem, width, properties.shared_per_block // 2 - RESERVED)
     if one is None:
-        return None
-    if two is None or two[0] > MUCH * one[0] or (op == "conv_wgrad" and one[1].width == PAIRS[-1]):
-        return one[1], 1
-    return two[1], 2
+        return []
+    if two is None or (op == "conv_wgrad" and width == PAIRS[-1]):
+        return [(one[1], 1)]
+    found = [(two[1], 2), (one[1], 1)]
+    return found[::-1] if two[0] > MUCH * one[0] else found
 
 
 def refusal(op: str, problem: ConvProblem, properties: Properties) -> str | None:
@@ -188,16 +189,27 @@ def refusal(op: str, problem: ConvProblem, properties: Properties) -> str | None
         return f"{math.prod(problem.window.stride)} residues modulo the stride"
     if max(n + sum(pad) for n, pad in zip(problem.size, problem.window.pad, strict=True)) >= FURTHEST:
         return "a side of 2**30 or more"
-    if best_cut(op, problem, properties) is None:
+    if not cuts_of(op, problem, width_of(op, problem), properties):
         return f"a filter and a box of cells that need more than {properties.shared_per_block} bytes of shared memory"
     return None
 
 
 def config(op: str, problem: ConvProblem, properties: Properties) -> dict[str, Any]:
     """How a problem that is not refused is cut: the tile, a warp's chunks or pairs, the blocks that share the tiles."""
-    found = best_cut(op, problem, properties)
-    assert found is not None
-    cut, resident = found
+    cut, resident = cuts_of(op, problem, width_of(op, problem), properties)[0]
+    return config_of(op, problem, cut, resident, properties)
+
+
+def variants(op: str, problem: ConvProblem, properties: Properties) -> list[dict[str, Any]]:
+    """What else can be measured of a problem that is not refused: every width, and a multiprocessor's blocks."""
+    widths = PAIRS if op == "conv_wgrad" else CHUNKS
+    cuts = [found for width in widths for found in cuts_of(op, problem, width, properties)]
+    configs = [config_of(op, problem, *found, properties) for found in cuts]
+    return [found for found in configs if found["images"]]
+
+
+def config_of(op: str, problem: ConvProblem, cut: Cut, resident: int, properties: Properties) -> dict[str, Any]:
+    """The config of one way to cut a problem."""
     tiles = tiles_of(problem.N, axes_of(op, problem), cut)
     bundles = blocks_across(op, problem, cut.width)
     workers = max(1, min(tiles, resident * properties.sms // bundles))
