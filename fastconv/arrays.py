@@ -23,6 +23,7 @@ FLOATS = ("float16", "bfloat16", "float32", "float64")
 INTS = ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64")
 COMPLEX = ("complex64", "complex128")
 OPTIONAL = frozenset(("bias", "tbias", "indices"))  # the operands that may be None
+BIASES = ("bias", "tbias")
 BYTES = ("int8", "uint8")
 
 # ---------------------------------------------------------------- kinds
@@ -226,9 +227,9 @@ def _axes(order: str, ndim: int) -> Ints | None:
 
 def canonical(problem: Any, role: str, array: np.ndarray) -> np.ndarray:
     """The operand of that role as ``[N, C, spatial]``, ``[K, C, ksize]`` or ``[K]``: a view."""
-    order = problem.order(role)
-    if order == "any":
+    if problem.plain and role not in BIASES:
         return array
+    order = problem.order(role)
     if order == "C":
         return array if array.ndim == 1 else array.reshape(-1)
     if role != "w" and not problem.batched:

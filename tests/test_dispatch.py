@@ -96,6 +96,60 @@ def test_threads_agree(backend):
         compare.same_bits(result, expected, "conv2d in threads")
 
 
+# ---------------------------------------------------------------- calls that repeat one of before
+
+
+def twice(*args, **kwargs):
+    """The second of two equal calls, which goes straight to the launch of the first."""
+    first = fastconv.conv2d(*args, **kwargs)
+    second = fastconv.conv2d(*args, **kwargs)
+    assert not np.shares_memory(first, second)
+    np.testing.assert_array_equal(first, second)
+    return second
+
+
+def test_a_repeated_call_reads_the_values_of_its_own_arrays():
+    for scale in (1, 2, -3):
+        expected = fastconv.conv2d(scale * X, W, padding=1, backend="reference")
+        np.testing.assert_array_equal(twice(scale * X, W, padding=1), expected)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"stride": True}, {"stride": 1.0}, {"stride": (1, True)}, {"padding": ((0, 0), (0, False))}, {"groups": 1.0}],
+)
+def test_a_repeated_call_refuses_what_only_equals(options):
+    plain = {"stride": 1, "padding": 0, "groups": 1}
+    for known in (plain, {**plain, "stride": (1, 1)}, {**plain, "padding": ((0, 0), (0, 0))}):
+        twice(X, W, **known)
+    with pytest.raises(fastconv.FastconvError):
+        fastconv.conv2d(X, W, **{**plain, **options})
+
+
+def test_a_repeated_call_sees_how_its_arrays_lie():
+    """Equal shapes and dtypes, but other strides, byte orders, alignments and types."""
+    expected = twice(X, W)
+    raw = np.zeros(X.nbytes + 1, np.uint8)[1:].view(np.float32).reshape(X.shape)
+    raw[...] = X
+    turned = np.ascontiguousarray(X.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
+    for view in (X[..., ::-1], X.astype(">f4"), raw, turned, X.view(np.memmap)):
+        right = fastconv.conv2d(view, W, backend="reference")
+        np.testing.assert_array_equal(twice(view, W), right)
+    np.testing.assert_array_equal(twice(X, W), expected)
+    with pytest.raises(DTypeError):
+        fastconv.conv2d(np.ma.masked_array(X), W)
+
+
+def test_a_repeated_call_asks_which_backend_is_named(monkeypatch):
+    twice(X, W)
+    (missing,) = [name for name, available, _ in fastconv.backends() if not available][:1]
+    with pytest.raises(BackendError), fastconv.use_backend(missing):
+        fastconv.conv2d(X, W)
+    monkeypatch.setenv("FASTCONV_BACKEND", missing)
+    with pytest.raises(BackendError):
+        fastconv.conv2d(X, W)
+
+
 # ---------------------------------------------------------------- explain and show_config
 
 

@@ -24,6 +24,7 @@ from fastconv.problem import (
 # ---------------------------------------------------------------- what the public functions share
 
 
+@dispatch.remembered(1, 4, 13)
 def fprop(
     ndim: int, x: Any, w: Any, bias: Any, stride: Any, padding: Any, dilation: Any, groups: Any,
     layout: Any, weight_layout: Any, activation: Any, rounding: Any, precision: Any, out: Any, backend: str | None,
@@ -38,6 +39,7 @@ def fprop(
     return dispatch.run("conv_fprop", problem, operands, out, backend)
 
 
+@dispatch.remembered(1, 3, 12)
 def dgrad(
     ndim: int, dy: Any, w: Any, x_shape: Any, stride: Any, padding: Any, dilation: Any, groups: Any,
     layout: Any, weight_layout: Any, rounding: Any, precision: Any, out: Any, backend: str | None,
@@ -54,6 +56,7 @@ def dgrad(
     return dispatch.run("conv_dgrad", problem, operands, out, backend)
 
 
+@dispatch.remembered(1, 3, 12)
 def wgrad(
     ndim: int, dy: Any, x: Any, w_shape: Any, stride: Any, padding: Any, dilation: Any, groups: Any,
     layout: Any, weight_layout: Any, rounding: Any, precision: Any, out: Any, backend: str | None,
@@ -78,6 +81,7 @@ def check_dy(problem: ConvProblem, shape: Ints) -> None:
         )
 
 
+@dispatch.remembered(1, 4, 13)
 def transpose(
     ndim: int, x: Any, w: Any, bias: Any, stride: Any, padding: Any, output_padding: Any, groups: Any, dilation: Any,
     layout: Any, weight_layout: Any, activation: Any, precision: Any, out: Any, backend: str | None,

@@ -22,6 +22,7 @@ from fastconv.problem import (
 # ---------------------------------------------------------------- what the public functions share
 
 
+@dispatch.remembered(2, 3, 9)
 def pool(
     op: str, ndim: int, x: Any, ksize: Any, stride: Any, padding: Any, dilation: Any, rounding: Any, layout: Any,
     out: Any, backend: str | None, ints: bool = False, count_include_pad: Any = True, divisor: Any = None, p: Any = 2.0,
@@ -35,6 +36,7 @@ def pool(
     return dispatch.run(op, problem, operands, out, backend)
 
 
+@dispatch.remembered(2, 3, 5)
 def adaptive(op: str, ndim: int, x: Any, output_size: Any, layout: Any, out: Any, backend: str | None) -> Any:
     operands = dispatch.admit(("x",), (x,), backend)
     (x,) = operands.arrays

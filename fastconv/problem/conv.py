@@ -83,12 +83,19 @@ class ConvProblem:
 
     def shape(self, role: str) -> Ints:
         """The shape of an operand as the user passes it or gets it back."""
-        if role in ("bias", "tbias"):
-            return self.bias if self.bias is not None else self.dims(role)
-        dims = self.dims(role)
-        if role == "w":
-            return weight_shape(self.weight_layout, dims[0], dims[1], dims[2:])
-        return join_shape(self.layout, self.batched, dims)
+        return self._shapes[role]
+
+    @cached_property
+    def _shapes(self) -> dict[str, Ints]:
+        own = {role: self.bias if self.bias is not None else self.dims(role) for role in ("bias", "tbias")}
+        own |= {role: join_shape(self.layout, self.batched, self.dims(role)) for role in ("x", "y")}
+        k, c, *ksize = self.dims("w")
+        return {**own, "w": weight_shape(self.weight_layout, k, c, tuple(ksize))}
+
+    @cached_property
+    def plain(self) -> bool:
+        """Whether the user's arrays, but for a bias, have the canonical axes."""
+        return self.batched and (self.layout, self.weight_layout) == ("NCHW", "OIHW")
 
     def order(self, role: str) -> str:
         """The order of an operand's axes in the user's array."""

@@ -136,7 +136,17 @@ class PoolProblem:
         return (self.N, self.C, *(self.size if role == "x" else self.out))
 
     def shape(self, role: str) -> Ints:
-        return (self.C,) if role == "bias" else join_shape(self.layout, self.batched, self.dims(role))
+        return self._shapes.get(role, self._shapes["y"])
+
+    @cached_property
+    def _shapes(self) -> dict[str, Ints]:
+        own = {role: join_shape(self.layout, self.batched, self.dims(role)) for role in ("x", "y")}
+        return {**own, "bias": (self.C,)}
+
+    @cached_property
+    def plain(self) -> bool:
+        """Whether the user's arrays, but for a bias, have the canonical axes."""
+        return self.batched and self.layout == "NCHW"
 
     def order(self, role: str) -> str:
         """The order of an operand's axes in the user's array."""

@@ -19,6 +19,7 @@ class ActivationProblem:
     activation: str
     size: Ints
     dtype: str
+    plain = True
 
     def dims(self, role: str) -> Ints:
         return self.size
@@ -45,6 +46,7 @@ class SignalProblem:
     method: str = "auto"
     boundary: str = "fill"
     upper: bool = False
+    plain = True
 
     @property
     def full(self) -> Ints:

@@ -119,6 +119,17 @@ def locate(g, p):
 
 
 @njit(nogil=True)
+def adjoining(g, o0, o1, o2):
+    """How many pixels of y, from this one on, lie `y2` apart: those of its row, and of the rows that go on with it."""
+    count = g.P2 - o2
+    if g.y1 == g.P2 * g.y2:
+        count += (g.P1 - 1 - o1) * g.P2
+        if g.y0 == g.P1 * g.y1:
+            count += (g.P0 - 1 - o0) * g.P1 * g.P2
+    return count
+
+
+@njit(nogil=True)
 def stretch(taps, t, o0, o1, o2, count):
     """The part [low, high) of the `count` outputs of a row from o2 on that meet the source at a tap."""
     low = min(max(taps[t, 7] - o2, 0), count)
@@ -194,13 +205,13 @@ def find_panels(X, S, Y, g, taps, q0, q1, panels):
         one = found[q - q0]
         one[FIRST], one[LAST], one[VECTORS], one[IN_X], one[IN_Y] = first, last, nv, -1, -1
         n, o0, o1, o2 = locate(g, first)
-        count, room = nv * width(S), min(g.P2 - o2, last - first)
+        count = nv * width(S)
         if taps.shape[0] == 1:
             low, high = stretch(taps, 0, o0, o1, o2, count)
-            if lies_as(S, X, g.step2 * g.x2, count, low, high, room):
+            if lies_as(S, X, g.step2 * g.x2, count, low, high, min(g.P2 - o2, last - first)):
                 pixel = n * g.xn + (o0 * g.step0 + taps[0, 0]) * g.x0 + (o1 * g.step1 + taps[0, 1]) * g.x1
                 one[IN_X] = pixel + o2 + taps[0, 2]
-        if lies_as(S, Y, g.y2, count, 0, count, room):
+        if lies_as(S, Y, g.y2, count, 0, count, min(adjoining(g, o0, o1, o2), last - first)):
             one[IN_Y] = n * g.yn + o0 * g.y0 + o1 * g.y1 + o2
     return found
 
@@ -215,7 +226,7 @@ def deliver(S, Y, g, code, c, c_row, rows, y, first, last):
     p = first
     while p < last:
         n, o0, o1, o2 = locate(g, p)
-        count = min(g.P2 - o2, last - p)
+        count = min(adjoining(g, o0, o1, o2), last - p)
         pixel = n * g.yn + o0 * g.y0 + o1 * g.y1 + o2 * g.y2
         source = c + (p - first) * size(S)
         for i in range(rows):
@@ -288,7 +299,7 @@ def gather_task(X, S, Y, g, taps, x, a, a_block, a_row, a_step, bias, code, y, f
                 if inside:
                     out, out_row = target + found[q, IN_Y] * size(Y), g.ym * size(Y)
                 multiply(
-                    S, nv, r0 == 0, r1 == K, code, r1 - r0, weights, a_step, a_row, weights + a_block,
+                    S, nv, r0 == 0, r1 == K, code, r1 - r0, weights, a_step, a_row, weights + a_block, a_row,
                     panel, panel_row, keep, c, nv * VECTOR_BYTES, bias + b * ROWS * size(S), out, out_row,
                 )  # fmt: skip
                 if r1 == K and not inside:

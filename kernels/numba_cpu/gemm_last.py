@@ -334,7 +334,7 @@ def wgrad_last(
                     if y_row and i == 0:
                         b, b_row, keep = grads + first * y_row, y_row, panel
                     multiply(
-                        S, nv, first % OUTER_RUN == 0, False, 0, last - first, a, rows_step, size(S), a,
+                        S, nv, first % OUTER_RUN == 0, False, 0, last - first, a, rows_step, size(S), a, size(S),
                         b, b_row, keep, c, sums_row, 0, c, sums_row,
                     )  # fmt: skip
             if last % OUTER_RUN == 0 or last == pixels:

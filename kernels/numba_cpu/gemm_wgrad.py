@@ -10,7 +10,7 @@ import numpy as np
 from numba import get_thread_id, njit, prange
 from numba.extending import overload
 
-from fastconv.kernels.numba_cpu.gemm import clear_tail, copy_row, lies_as, locate, pack, scatter_row, stretch
+from fastconv.kernels.numba_cpu.gemm import adjoining, clear_tail, copy_row, lies_as, locate, pack, scatter_row, stretch
 from fastconv.kernels.numba_cpu.memory import load, size, store, zero
 from fastconv.kernels.numba_cpu.product import multiply
 from fastconv.kernels.numba_cpu.simd import DOT_COLS, DOT_ROWS, NV, ROWS, VECTOR_BYTES, add_sums, dot, width, zeros
@@ -33,7 +33,7 @@ def pack_rows(Y, S, g, y, first, last, rows, panel, row_bytes):
     p = first
     while p < last:
         n, o0, o1, o2 = locate(g, p)
-        count = min(g.P2 - o2, last - p)
+        count = min(adjoining(g, o0, o1, o2), last - p)
         pixel = n * g.yn + o0 * g.y0 + o1 * g.y1 + o2 * g.y2
         target = panel + (p - first) * size(S)
         for m in range(rows):
@@ -126,7 +126,7 @@ def rows_in_place(Y, S, g, y, first, last, rows):
     """Where in dy the pixels [first, last) of complete tiles of `rows` rows lie next to each other; else -1."""
     n, o0, o1, o2 = locate(g, first)
     count = last - first
-    if rows % ROWS == 0 and lies_as(S, Y, g.y2, count, 0, count, g.P2 - o2):
+    if rows % ROWS == 0 and lies_as(S, Y, g.y2, count, 0, count, adjoining(g, o0, o1, o2)):
         return n * g.yn + o0 * g.y0 + o1 * g.y1 + o2
     return -1
 
@@ -181,7 +181,7 @@ def wgrad_outer(X, Y, S, W, g, taps, x, y, w, wg, wm, wc, wt, m_tasks, k_tasks, 
                     out, out_row = dw + (i * wm + r0) * size(W), wm * size(W)
                 multiply(
                     S, nv, first % OUTER_RUN == 0, False, 0, last - first, a + i * a_row, size(S), a_row,
-                    a + (i + ROWS) * a_row, unfolded, row_bytes, 0, c, tile_row, 0, out, out_row,
+                    a + (i + ROWS) * a_row, a_row, unfolded, row_bytes, 0, c, tile_row, 0, out, out_row,
                 )  # fmt: skip
             if not one_run and (last % OUTER_RUN == 0 or last == pixels):
                 add(S, sums, run, (m1 - m0) * nv * width(S), last <= OUTER_RUN)

@@ -82,7 +82,7 @@ def accumulate(FR, FL, gr, gl, room, rows, lanes, r0, r1, l0, l1, b0, b1, blocks
                     right = width * (p + 1) // panels
                     source, target = a + q * room.v_plane + i * 4, sums + q * plane + (i * width + left) * VECTOR_BYTES
                     multiply(
-                        S, right - left, block == b0, False, 0, tiles, source, room.v_row, 4, source,
+                        S, right - left, block == b0, False, 0, tiles, source, room.v_row, 4, source, 4,
                         b + q * room.v_plane + left * VECTOR_BYTES, room.v_row, 0,
                         target, width * VECTOR_BYTES, 0, target, width * VECTOR_BYTES,
                     )  # fmt: skip

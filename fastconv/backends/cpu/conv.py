@@ -3,6 +3,7 @@
 small      one im2col and one BLAS product in NumPy; compiles nothing, for problems that take microseconds
 depthwise  rows of one channel at a time (C/groups = 1, one filter per channel)
 winograd   fewer multiplications for 3x3 and 5x5 filters with stride 1 (winograd.py says what it refuses, and why)
+scatter    dgrad to small images, filters where they lie (scatter.py says what it refuses)
 strips     few channels on one side or in a group: pixels fill the registers (strips.py says what it refuses)
 gemm       tiled im2col + GEMM (kernels/numba_cpu/gemm.py; gemm_last.py where channels are adjacent); right for
            every problem
@@ -21,7 +22,7 @@ import numpy as np
 from fastconv import tuning
 from fastconv.arrays import dtype_of
 from fastconv.backends.base import OPS, Launch
-from fastconv.backends.cpu import conv_last, small, strips, winograd, winograd_wgrad
+from fastconv.backends.cpu import conv_last, scatter, small, strips, winograd, winograd_wgrad
 from fastconv.backends.cpu.calls import Call, Filters, address, by_form, padded_bias
 from fastconv.backends.cpu.passes import (
     Pass,
@@ -60,6 +61,8 @@ def applicable(op: str, problem: ConvProblem) -> list[str]:
         names.append("winograd")
     if "depthwise" not in names and strips.refuses(op, problem) is None:
         names.append("strips")
+    if "depthwise" not in names and scatter.refuses(op, problem) is None:
+        names.append("scatter")
     return names
 
 
@@ -72,6 +75,8 @@ def choose(op: str, problem: ConvProblem) -> tuple[str, str]:
         return "depthwise", "one filter per channel: memory-bound, a product of matrices has nothing to share"
     if "winograd" in names and winograd.pays(op, problem):
         return "winograd", "fewer multiplications than the sums have, and channels enough to repay its transforms"
+    if "scatter" in names and scatter.pays(problem):
+        return "scatter", "filters are read where they lie, and their products added up in a map of the image"
     if "strips" in names and strips.pays(op, problem):
         return "strips", "few channels on one side, or in a group: taps share what is copied, pixels fill the registers"
     return "gemm", "dense or grouped: tiled im2col and register-blocked GEMM"
@@ -97,6 +102,8 @@ def build(algorithm: str, op: str, problem: ConvProblem, why: str) -> Launch:
         return depthwise.plan(op, problem, why)
     if algorithm == "winograd":
         return winograd_wgrad.plan(problem, why) if op == "conv_wgrad" else winograd.plan(op, problem, why)
+    if algorithm == "scatter":
+        return scatter.plan(problem, why, gather(op, problem, why).run)
     if algorithm == "strips":
         return strips.plan(op, problem, why, gather(op, problem, why).run)
     return wgrad(problem, why) if op == "conv_wgrad" else gather(op, problem, why)

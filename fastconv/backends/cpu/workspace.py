@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from functools import lru_cache
-from types import ModuleType
 
 import numpy as np
 
@@ -46,11 +46,14 @@ def workspace(nbytes: int, slot: str = "scratch") -> np.ndarray:
 
 def threads() -> int:
     """How many threads a kernel that starts now will use: Numba's setting."""
-    return int(_numba().get_num_threads())
+    return int(_setting()())
 
 
 @lru_cache(maxsize=1)
-def _numba() -> ModuleType:
+def _setting() -> Callable[[], int]:
+    """What ``numba.get_num_threads`` reads, without its lock: tiny problems feel a microsecond."""
     import numba
 
-    return numba
+    numba.get_num_threads()  # starts the threads
+    setting: Callable[[], int] = getattr(numba.np.ufunc.parallel, "_get_num_threads", numba.get_num_threads)
+    return setting
