@@ -407,6 +407,24 @@ def test_schedules(only, monkeypatch, op, name):
         assert np.array_equal(cases.conv_call(op, problem, given, backend="raw"), first)
 
 
+@pytest.mark.parametrize(
+    ("line", "op", "kernels"),
+    [
+        ("groups=32 pad=1 layout=NHWC", "conv_fprop", ["strips", "general"]),
+        ("groups=32 pad=1 layout=NHWC", "conv_wgrad", ["one pass", "one pass", "one pass", "general"]),
+        ("groups=32 stride=3 layout=NHWC", "conv_wgrad", ["general"]),
+    ],
+)
+def test_what_is_measured_of_depthwise(line, op, kernels):
+    """Its kernels side by side, one pass in half and twice as many parts too; no part beyond the workspace."""
+    problem = ConvProblem.parse(f"conv2d n=64 c=32 size=14 k=32 ksize=3 {line}")
+    found = [one for one in conv.candidates(op, problem, H100) if one.algorithm == "depthwise"]
+    assert [one.config["kernel"] for one in found] == kernels
+    for one in found:
+        assert conv_depthwise.workspace(op, problem, one.config) <= device.workspace_limit()
+        assert conv_depthwise.steps(op, problem, one.config, Operands.contiguous(problem))
+
+
 def test_measured(monkeypatch, tmp_path):
     """A measured choice is one of the applicable ones, and is kept."""
     monkeypatch.setenv("FASTCONV_CACHE_DIR", str(tmp_path))

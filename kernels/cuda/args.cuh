@@ -143,6 +143,31 @@ struct Wgrad {
     int32_t size[3], ksize[3], out[3], stride[3], dilation[3], pad[3], advance[3];
 };
 
+// The grouped convolutions: how the outputs of all images are cut into tiles, over (n, d, h, w). A tile of `extent`
+// outputs meets a box of the source's cells, whose first is output * step + lowest.
+struct Tiling {
+    int64_t images, tiles;
+    int32_t extent[4], box[4], count[4];  // count: of tiles along each axis
+    int32_t step[3], lowest[3];
+    int32_t outputs, cells;  // of a tile, of a box
+    int32_t span;            // chunks of 8 source channels that the result channels of a warp have products with
+    int32_t pieces;          // of 16 bytes, that a block takes of each cell
+    int32_t steps;           // of conv_grouped: of the sums of all passes
+    int32_t workers;         // blocks that share the tiles
+};
+
+// conv_grouped: all residues of a dgrad, or fprop alone; the addresses are those of the first.
+struct Grouped {
+    Gather pass[8];
+    Tiling tiling;
+    int32_t passes;
+};
+
+struct GroupedWgrad {
+    Wgrad pass;
+    Tiling tiling;
+};
+
 // pack: `pixels` counts those of all images; strides over [N, C, D, H, W].
 struct Packing {
     void *from, *to;

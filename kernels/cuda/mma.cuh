@@ -64,6 +64,7 @@ __device__ inline void add_split(float (&sum)[TN][4], const Parts (&a)[4], const
 struct Pixel {
     int64_t n;
     int o[3];
+    __device__ Pixel() {}
     __device__ Pixel(const Gather& a, int64_t index) {
 #pragma unroll
         for (int axis = 2; axis >= 0; --axis) o[axis] = take(index, a.out[axis]);
@@ -75,10 +76,12 @@ struct Pixel {
     }
 };
 
-// One output summed by FMA. Beyond the source, fprop has zeros, which it multiplies; dgrad has no products.
-template <class T> __device__ inline float summed_again(const Gather& a, const Pixel& pixel, int group, int m) {
-    const T* const source = static_cast<const T*>(a.a) + a.a0 + pixel.n * a.as[0] + int64_t(group) * a.C * a.as[1];
-    const T* const filter = static_cast<const T*>(a.w) + a.w0 + group * a.wg + m * a.ws[0];
+// One output summed by FMA over the source and filters at these addresses. Beyond the source, fprop has zeros, which it
+// multiplies; dgrad has no products.
+template <class T>
+__device__ inline float summed_again(const Gather& a, const void* from_a, const void* from_w, const Pixel& pixel, int group, int m) {
+    const T* const source = static_cast<const T*>(from_a) + a.a0 + pixel.n * a.as[0] + int64_t(group) * a.C * a.as[1];
+    const T* const filter = static_cast<const T*>(from_w) + a.w0 + group * a.wg + m * a.ws[0];
     const bool forward = a.apart[2] > 0;
     float sum = 0;
     for (int t = 0; t < a.taps[0]; ++t)
@@ -112,7 +115,7 @@ template <class E> __device__ inline float checked(const Gather& a, float sum, i
         const uint32_t first = pixel.cell(a, axis, 0), last = pixel.cell(a, axis, a.taps[axis] - 1), size = a.source[axis];
         again = again || (a.apart[2] < 0 && (first >= size || last >= size));
     }
-    return again ? summed_again<typename Element<E>::type>(a, pixel, group, m) : sum;
+    return again ? summed_again<typename Element<E>::type>(a, a.a, a.w, pixel, group, m) : sum;
 }
 
 // The steps of a sum through a ring of STAGES parts of shared memory: fetch(stage) begins the next step's copies,

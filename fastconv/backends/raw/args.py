@@ -71,6 +71,18 @@ WGRAD = np.dtype(
     align=True,
 )
 
+TILING = np.dtype(
+    [("images", L), ("tiles", L)]
+    + [(name, I, 4) for name in ("extent", "box", "count")]
+    + [(name, I, 3) for name in ("step", "lowest")]
+    + [(name, I) for name in ("outputs", "cells", "span", "pieces", "steps", "workers")],
+    align=True,
+)
+
+GROUPED = np.dtype([("pass", GATHER, 8), ("tiling", TILING), ("passes", I)], align=True)
+
+GROUPED_WGRAD = np.dtype([("pass", WGRAD), ("tiling", TILING)], align=True)
+
 MAP_BYTES = 128  # of a TensorMap, which begins at a multiple of 64
 _GATHER_MAPS: list[tuple[Any, ...]] = [
     ("pass", GATHER), ("rank", I), *((name, I, 3) for name in ("lowest", "tap0", "tap_step")),

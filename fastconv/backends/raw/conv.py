@@ -3,6 +3,7 @@
 direct     by definition (kernels/cuda/conv_direct.cu); right for every problem and every mix of dtypes
 wgmma      implicit GEMM on Hopper's tensor cores, fed by TMA (conv_wgmma.cu)
 mma        implicit GEMM on tensor cores (conv_mma.cu)
+grouped    few channels to a group, on tensor cores: memory-bound (conv_grouped.cu)
 gemm       tiled implicit GEMM in shared memory, without tensor cores (conv_gemm.cu)
 depthwise  one filter per channel, or some: memory-bound (conv_depthwise.cu)
 
@@ -21,7 +22,7 @@ from typing import Any, NamedTuple
 from fastconv import tuning
 from fastconv.arrays import dtype_of
 from fastconv.backends.base import OPS, Launch
-from fastconv.backends.raw import conv_depthwise, conv_direct, conv_gemm, conv_mma, conv_wgmma, device
+from fastconv.backends.raw import conv_depthwise, conv_direct, conv_gemm, conv_grouped, conv_mma, conv_wgmma, device
 from fastconv.backends.raw.conv_steps import Operands, reductions
 from fastconv.backends.raw.device import Device, Properties
 from fastconv.backends.raw.launching import Step
@@ -30,8 +31,11 @@ from fastconv.problem import ConvProblem, Ints
 
 #: By name; `direct` takes every problem.
 ALGORITHMS: dict[str, ModuleType] = {
-    "depthwise": conv_depthwise, "wgmma": conv_wgmma, "mma": conv_mma, "gemm": conv_gemm, "direct": conv_direct,
+    "depthwise": conv_depthwise, "grouped": conv_grouped, "wgmma": conv_wgmma, "mma": conv_mma, "gemm": conv_gemm,
+    "direct": conv_direct,
 }  # fmt: skip
+#: Of those with something to tune: `variants`, further configs of a problem that they take.
+TUNED = {"depthwise": conv_depthwise.variants, "grouped": conv_grouped.variants}
 KEPT = 64  # sets of strides, dtypes and alignments that a plan remembers the launches of
 
 
@@ -62,10 +66,21 @@ def plan(op: str, problem: ConvProblem) -> Launch:
     if mode == "off":
         choice = next(choice for choice in choices if choice.algorithm == "direct")
         return build(op, problem, choice._replace(why="autotune is off: the algorithm that takes every problem"))
-    if mode == "measure" and len(choices) > 1 and problem.N > 0:
-        best = _measure(op, problem, choices)
+    if mode == "measure" and problem.N > 0:
+        best = _measure(op, problem, candidates(op, problem, device.current().properties))
         return build(op, problem, best._replace(why="the fastest when it was measured on this device"))
     return build(op, problem, choices[0])
+
+
+def candidates(op: str, problem: ConvProblem, properties: Properties) -> list[Choice]:
+    """What is measured: every applicable algorithm in its config, and in those that it could be tuned to."""
+    found = applicable(op, problem, properties)
+    for one in tuple(found):
+        for config in TUNED[one.algorithm](op, problem, properties) if one.algorithm in TUNED else ():
+            other = one._replace(config=config)
+            if other not in found:
+                found.append(other)
+    return found
 
 
 def build(op: str, problem: ConvProblem, choice: Choice) -> Launch:
@@ -75,7 +90,7 @@ def build(op: str, problem: ConvProblem, choice: Choice) -> Launch:
 
 
 def _measure(op: str, problem: ConvProblem, choices: list[Choice]) -> Choice:
-    """Time the applicable algorithms on contiguous arrays of the problem's layout, in uninitialised memory."""
+    """Time algorithms and configs on contiguous arrays of the problem's layout, in uninitialised memory."""
     gpu = device.current()
     operands = Operands.contiguous(problem)
     size = dtype_of(problem.dtype).itemsize
@@ -93,8 +108,8 @@ def _measure(op: str, problem: ConvProblem, choices: list[Choice]) -> Choice:
         return call
 
     key = f"{op}: {problem}; {gpu.properties.name}; {tuning.machine()}"
-    best = tuning.measured("raw", key, {choice.algorithm: candidate(choice) for choice in choices})
-    return next(choice for choice in choices if choice.algorithm == best)
+    named = {f"{choice.algorithm} {choice.config}": choice for choice in choices}
+    return named[tuning.measured("raw", key, {name: candidate(choice) for name, choice in named.items()})]
 
 
 class Run:

@@ -75,6 +75,23 @@ def config(op: str, problem: ConvProblem) -> dict[str, Any]:
     return {"kernel": "general"} if axis is None else {"kernel": "strips", "axis": "DHW"[axis]}
 
 
+def variants(op: str, problem: ConvProblem, properties: Properties) -> list[dict[str, Any]]:
+    """What else can be measured: the general kernel beside strips and one pass, and half and twice as many parts."""
+    found = offer(op, problem, properties)
+    if found is None or found.config["kernel"] == "general":
+        return []
+    if op != "conv_wgrad":
+        return [{"kernel": "general"}]
+    splits = (found.config["splits"] // 2, 2 * found.config["splits"])
+    one_pass = [{"kernel": "one pass", "splits": n} for n in splits if 1 <= n <= most_splits(problem)]
+    return [*one_pass, {"kernel": "general", "splits": split(problem, properties)}]
+
+
+def most_splits(problem: ConvProblem) -> int:
+    """Parts of wgrad's sum: of an image at least one each, within the workspace."""
+    return min(pixels_of("conv_wgrad", problem), workspace_limit() // _part_bytes(problem))
+
+
 def strip_axis(op: str, problem: ConvProblem, channels_inside: bool) -> int | None:
     """The axis that strips run along, of D, H, W: the last, or H where threads lie along W; None: refused."""
     window = problem.window

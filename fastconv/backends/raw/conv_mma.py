@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -428,8 +428,11 @@ def gather_instance(element: str, tile: Tile, crossed: bool) -> Instance:
 # ---------------------------------------------------------------- wgrad
 
 
-def wgrad_steps(problem: ConvProblem, config: dict[str, Any], operands: Operands) -> list[Step]:
-    """Packing and products, some images at a time; then the sum of all parts, where there are several."""
+def wgrad_steps(
+    problem: ConvProblem, config: dict[str, Any], operands: Operands, launch: Callable[..., Step] | None = None
+) -> list[Step]:
+    """Packing and products (`launch`), some images at a time; then the sum of all parts, where there are several."""
+    launch = launch or wgrad_step
     images = config["images"]
     parts = config["parts"] * _passes(problem, config)
     offset = lined(weight_bytes("conv_wgrad", problem, parts))
@@ -442,7 +445,7 @@ def wgrad_steps(problem: ConvProblem, config: dict[str, Any], operands: Operands
     for number, first in enumerate(range(0, problem.N, images)):
         count = min(images, problem.N - first)
         found += [images_from(step, first * apart, count, images) for apart, step in (*x_packing, *y_packing)]
-        found.append(wgrad_step(problem, config, operands, x, y, first, count, number * config["parts"], parts))
+        found.append(launch(problem, config, operands, x, y, first, count, number * config["parts"], parts))
     return found + ([sum_of_parts(problem, operands, parts)] if parts > 1 else [])
 
 
@@ -451,9 +454,24 @@ def wgrad_step(
     part0: int, parts: int,
 ) -> Step:  # fmt: skip
     """One launch of conv_mma_wgrad: `count` images from `first` on, in the config's parts."""
+    tile = next(tile for tile in WGRAD_TILES if str(tile) == config["tile"])
+    filled = wgrad_args(problem, config, operands, x, y, first, count, part0, parts)
+    columns = int(filled["C"]) * problem.window.taps
+    blocks = -(-int(filled["K"]) // tile.rows) * -(-columns // tile.columns) * problem.groups * config["parts"]
+    element = config["element"]
+    return Step(
+        wgrad_instance(element, tile), blocks, filled, (x.address, W, y.address, SCRATCH), tile.threads,
+        shared_bytes("conv_wgrad", element, tile),
+    )  # fmt: skip
+
+
+def wgrad_args(
+    problem: ConvProblem, config: dict[str, Any], operands: Operands, x: Rows, y: Rows, first: int, count: int,
+    part0: int, parts: int,
+) -> np.ndarray:  # fmt: skip
+    """The struct Wgrad but for the addresses."""
     K, C = per_group("conv_wgrad", problem)
     window = problem.window
-    tile = next(tile for tile in WGRAD_TILES if str(tile) == config["tile"])
     filled = np.zeros((), args.WGRAD)
     filled["x0"], filled["y0"] = x.first + first * x.image, y.first + first * y.image
     filled["s0"] = 4 * part0 * weights_of(problem)
@@ -473,13 +491,7 @@ def wgrad_step(
         ("dilation", window.dilation, 1), ("pad", tuple(low for low, _ in window.pad), 0),
     ):  # fmt: skip
         filled[name] = args.lift(values, fill)
-    columns = int(filled["C"]) * window.taps
-    blocks = -(-int(filled["K"]) // tile.rows) * -(-columns // tile.columns) * problem.groups * config["parts"]
-    element = config["element"]
-    return Step(
-        wgrad_instance(element, tile), blocks, filled, (x.address, W, y.address, SCRATCH), tile.threads,
-        shared_bytes("conv_wgrad", element, tile),
-    )  # fmt: skip
+    return filled
 
 
 def wgrad_instance(element: str, tile: Tile) -> Instance:
