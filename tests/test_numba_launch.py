@@ -74,7 +74,7 @@ def test_every_family_launches(launched):
     assert fastconv.bias_grad(x, backend="numba").shape == (8,)
     assert fastconv.correlate(x, x, "valid", backend="numba").shape == (1, 1, 1, 1)
     names = [kernel for _, _, kernel, _ in launched]
-    gradient = ["conv_gemm_gather", "conv_direct_gather"]  # the second takes NaN cells again, without the border's zeros
+    gradient = ["conv_gemm_gather", "conv_direct_gather"]  # the second takes NaN cells again, without a border
     assert names == [*gradient, "pool_avg_fprop", "pool_lp_fprop", "bias_grad", "correlate_direct"]
     (power,) = [argument for argument in launched[3][3] if type(argument) is ctypes.c_double]
     assert power.value == 3.0
