@@ -210,6 +210,18 @@ def multiply_rows(F, S, k, unit, fresh, rows, strip, grads, sums):
                 )  # fmt: skip
 
 
+@njit(nogil=True)
+def clear_idle(F, S, k, unit, filters, grads, strip, terms):
+    """Zero what is computed with but never packed: lanes without a filter, terms beyond the last pixel, their sums.
+
+    No result needs these, but denormals there take a hundred times as long.
+    """
+    if filters < F.nv * width(S):
+        clear(S, grads, (strip - grads) // size(S))  # with `stage`, which lies between
+    clear(S, strip + k.height * k.pitch * k.channels * unit, F.rows * unit // size(S))
+    clear(S, terms + k.R * k.S * k.channels * F.nv * VECTOR_BYTES, F.rows * F.nv * width(S))
+
+
 # ---------------------------------------------------------------- results
 
 
@@ -257,6 +269,7 @@ def wgrad(F, X, Y, S, W, k, x, y, w, wg, wm, wc, wt, parts, sums, sums_bytes, wo
         strip = stage + (k.pitch * VECTOR_BYTES if F.share else 0)
         terms = sums + task * sums_bytes
         first, last = k.N * strips * part // parts, k.N * strips * (part + 1) // parts
+        clear_idle(F, S, k, unit, filters, grads, strip, terms)
         for number in range(first, last):
             n, s = divmod(number, strips)
             q0 = s * k.rows
