@@ -271,7 +271,7 @@ def _direct(request: Request, backend: str | None, count: int) -> Callable[..., 
     """The launch of a request as a function of its first `count` operands; None where these need more than that."""
     op, problem, operands = request.op, request.problem, request.operands.arrays
     roles, results = OPS[op]
-    plain = all(
+    plain = request.operands.kind == "numpy" and all(
         array is None or arrays.canonical(problem, role, arrays.native(array)) is array
         for role, array in zip(roles, operands, strict=True)
     )

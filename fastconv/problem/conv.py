@@ -83,14 +83,22 @@ class ConvProblem:
 
     def shape(self, role: str) -> Ints:
         """The shape of an operand as the user passes it or gets it back."""
-        return self._shapes[role]
+        known = self._shapes
+        if role not in known:
+            known[role] = self._shape_of(role)
+        return known[role]
 
     @cached_property
     def _shapes(self) -> dict[str, Ints]:
-        own = {role: self.bias if self.bias is not None else self.dims(role) for role in ("bias", "tbias")}
-        own |= {role: join_shape(self.layout, self.batched, self.dims(role)) for role in ("x", "y")}
-        k, c, *ksize = self.dims("w")
-        return {**own, "w": weight_shape(self.weight_layout, k, c, tuple(ksize))}
+        return {}
+
+    def _shape_of(self, role: str) -> Ints:
+        if role in ("bias", "tbias"):
+            return self.bias if self.bias is not None else self.dims(role)
+        dims = self.dims(role)
+        if role == "w":
+            return weight_shape(self.weight_layout, dims[0], dims[1], dims[2:])
+        return join_shape(self.layout, self.batched, dims)
 
     @cached_property
     def plain(self) -> bool:

@@ -136,12 +136,14 @@ class PoolProblem:
         return (self.N, self.C, *(self.size if role == "x" else self.out))
 
     def shape(self, role: str) -> Ints:
-        return self._shapes.get(role, self._shapes["y"])
+        known = self._shapes
+        if role not in known:
+            known[role] = (self.C,) if role == "bias" else join_shape(self.layout, self.batched, self.dims(role))
+        return known[role]
 
     @cached_property
     def _shapes(self) -> dict[str, Ints]:
-        own = {role: join_shape(self.layout, self.batched, self.dims(role)) for role in ("x", "y")}
-        return {**own, "bias": (self.C,)}
+        return {}
 
     @cached_property
     def plain(self) -> bool:
