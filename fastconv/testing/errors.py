@@ -20,6 +20,8 @@ LINE = "conv2d n=1 c=64 size=28 k=64 ksize=3 pad=1"
 LINES = {
     "gemm": (LINE, LINE.replace("ksize=3 pad=1", "ksize=1")),
     "winograd": (LINE, LINE.replace("size=28", "size=7"), LINE.replace("ksize=3 pad=1", "ksize=5 pad=2")),
+    "scatter": (LINE,),
+    "strips": (LINE + " groups=16", LINE.replace("c=64", "c=3")),
     "depthwise": (LINE + " groups=64",),
 }
 DATA: dict[str, Callable[[np.random.Generator, Array], Array]] = {
@@ -58,6 +60,8 @@ def rows() -> Iterator[tuple[str, ...]]:
             for data, change in DATA.items():
                 for op in ("conv_fprop", "conv_dgrad", "conv_wgrad"):
                     problem, rng = ConvProblem.parse(line), np.random.default_rng(0)
+                    if algorithm not in conv.applicable(op, problem):
+                        continue
                     roles = [role for role in OPS[op][0] if not role.endswith("bias")]
                     operands = [
                         change(rng, rng.standard_normal(problem.dims(role))).astype(np.float32) for role in roles
